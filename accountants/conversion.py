@@ -1,0 +1,132 @@
+r"""From Rényi DP to (ε, δ)-DP.
+
+`classic`: ε = ρ + log(1/δ)/(α − 1) (Mironov 2017, Proposition 3).
+
+`tight`: the best conversion any single order allows. Asoodeh, Liao, Calmon, Kosut, Sankar 2021 ("Three
+variants of differential privacy", section III) characterise it as a two-dimensional convex problem; we
+solve its dual, whose every feasible point is a valid bound, so an inexact optimum is still an upper bound:
+
+  Let t = dP/dQ, M = e^{(α−1)ρ} ≥ E_Q[t^α]. For 0 ≤ t₀ < t₁ the convex function
+  h(t) = λ(t^α − t₀^α − α t₀^{α−1}(t − t₀)) touches 0 at t₀; choose λ and ε so that it touches t − e^ε at t₁.
+  Then h(t) ≥ max(t − e^ε, 0) everywhere, hence δ(ε) = E_Q[(t − e^ε)₊] ≤ E_Q[h] ≤ λK with
+  K = M − t₀^α − α t₀^{α−1}(1 − t₀). Tangency gives t₁^{α−1} = t₀^{α−1} + K/(αδ) and
+  e^ε = (1 − 1/α) · (t₁^α − t₀^α)/(t₁^{α−1} − t₀^{α−1}).
+
+t₀ = 0 is Proposition 12 of Canonne, Kamath, Steinke 2020; t₀ = 1 is close to optimal for small δ and far
+better when ρ is small, since it replaces M by M − 1. The optimal t₀ = (1 − p)/(1 − q) comes from the worst
+pair of Bernoulli distributions, q = δ/(t₁ − e^ε), p = t₁q; a few fixed-point rounds find it.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accountants.errors import InvalidEventError
+
+Array = NDArray[np.float64]
+
+CONVERSIONS = ("tight", "classic")
+
+_ROUNDS = 6
+# Float rounding in ρ and in the formulas above is below 1e-11 relative and 1e-13 absolute. Adding this much
+# keeps every reported ε an upper bound.
+_ROUND_UP_RELATIVE = 1e-9
+_ROUND_UP_ABSOLUTE = 1e-12
+
+_LOG_DELTA_MIN = math.log(1e-300)
+
+
+def epsilon(orders: Array, rdp: Array, delta: float, conversion: str = "tight") -> tuple[float, float]:
+    """The smallest ε over all orders, rounded up, and the order it came from.
+
+    Args:
+      orders: (k,) float64, each > 1.
+      rdp: (k,) float64, an upper bound of the Rényi divergence at each order; may be infinite.
+      delta: in (0, 1).
+      conversion: "tight" or "classic".
+
+    Returns:
+      (ε ≥ 0, possibly infinite; the order).
+    """
+    values = _CONVERSIONS[check_name(conversion)](orders, rdp, delta)
+    best = int(np.argmin(values))
+    value = float(values[best])
+    if value > 0:
+        value = value * (1 + _ROUND_UP_RELATIVE) + _ROUND_UP_ABSOLUTE
+    return max(value, 0.0), float(orders[best])
+
+
+def delta(orders: Array, rdp: Array, epsilon_: float, conversion: str = "tight") -> float:
+    """The smallest δ at which `epsilon` does not exceed `epsilon_`, by bisection in log δ; 1.0 if there is none.
+
+    The result is on the safe side: `epsilon(orders, rdp, result)` ≤ `epsilon_`. Never below 1e-300.
+    """
+    low, high = _LOG_DELTA_MIN, math.log1p(-1e-12)
+    if epsilon(orders, rdp, math.exp(high), conversion)[0] > epsilon_:
+        return 1.0
+    if epsilon(orders, rdp, math.exp(low), conversion)[0] <= epsilon_:
+        return math.exp(low)
+    while high - low > 1e-10 * max(1.0, abs(high)):
+        middle = 0.5 * (low + high)
+        if epsilon(orders, rdp, math.exp(middle), conversion)[0] <= epsilon_:
+            high = middle
+        else:
+            low = middle
+    return math.exp(high)
+
+
+def check_name(conversion: str) -> str:
+    """Returns `conversion` if there is one of that name.
+
+    Raises:
+      InvalidEventError: there is none.
+    """
+    if conversion not in CONVERSIONS:
+        raise InvalidEventError(f"conversion must be one of {', '.join(CONVERSIONS)}; got {conversion!r}")
+    return conversion
+
+
+def _classic(orders: Array, rdp: Array, delta_: float) -> Array:
+    # Where ρ = 0 the two distributions are the same and no conversion is needed.
+    return np.where(rdp == 0, 0.0, rdp - math.log(delta_) / (orders - 1))
+
+
+def _tight(orders: Array, rdp: Array, delta_: float) -> Array:
+    best = np.where(rdp == 0, 0.0, np.inf)
+    use = (rdp > 0) & np.isfinite(rdp)
+    if not use.any():
+        return best
+    alpha, rho = orders[use], rdp[use]
+    bound, *_ = _tangent_bound(alpha, rho, delta_, np.ones_like(alpha))
+    gap = np.zeros_like(alpha)  # 1 − t₀
+    for _ in range(_ROUNDS):
+        candidate, log_t1 = _tangent_bound(alpha, rho, delta_, gap)
+        bound = np.fmin(bound, candidate)
+        with np.errstate(all="ignore"):
+            log_q = math.log(delta_) - log_t1 - np.log(-np.expm1(candidate - log_t1))
+            p, q = np.exp(np.minimum(log_q + log_t1, 0.0)), np.exp(np.minimum(log_q, 0.0))
+            gap = np.clip((p - q) / (1 - q), 0.0, 1.0)
+        gap = np.where(np.isfinite(gap), gap, 0.0)
+    best[use] = bound
+    return best
+
+
+def _tangent_bound(alpha: Array, rho: Array, delta_: float, gap: Array) -> tuple[Array, Array]:
+    """ε and log t₁ for t₀ = 1 − gap, all in logarithms; NaN nowhere, +∞ where a bound can't be formed."""
+    a = alpha - 1
+    log_alpha_delta = np.log(alpha) + math.log(delta_)
+    with np.errstate(all="ignore"):
+        log_t0 = np.log1p(-gap)
+        # K = (e^{aρ} − 1) + (1 − t₀^a (1 + a·gap)), two non-negative parts.
+        exponent = a * rho
+        log_growth = exponent + np.log(-np.expm1(-exponent))
+        log_rest = np.log(np.maximum(-np.expm1(a * log_t0 + np.log1p(a * gap)), 0.0))
+        log_k = np.logaddexp(log_growth, log_rest)
+        log_t1 = np.logaddexp(a * log_t0, log_k - log_alpha_delta) / a
+        log_numerator = alpha * log_t1 + np.log(-np.expm1(alpha * (log_t0 - log_t1)))
+        bound = np.log1p(-1 / alpha) + log_numerator - (log_k - log_alpha_delta)
+    return np.where(np.isnan(bound), np.inf, bound), log_t1
+
+
+_CONVERSIONS = {"tight": _tight, "classic": _classic}

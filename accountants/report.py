@@ -1,0 +1,159 @@
+"""Showing a breakdown to people (text) and to programs (`privacy.json`), and checking the latter."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accountants.breakdown import Breakdown, aggregated, break_down, worst_case_tpr
+from accountants.errors import AccountingError, LedgerError
+from accountants.events import as_relation, from_dict, open_unit, to_dict, whole
+from accountants.ledger import Charge, LedgerContents, read_ledger
+
+SCHEMA = 1
+"""Of privacy.json."""
+
+_DERIVED = ("epsilon", "accountant", "conversion", "order", "rdp_at_order", "conversion_term", "components", "worst_case_tpr_at_fpr_1_percent")
+
+
+def breakdown_of(contents: LedgerContents, delta: float | None = None) -> Breakdown:
+    """The breakdown of a ledger, at `delta` or at the one its header declares.
+
+    Raises:
+      LedgerError: no δ was given and the header has none.
+    """
+    delta = contents.public.get("delta") if delta is None else delta
+    if delta is None:
+        raise LedgerError("this ledger declares no delta; give one with --delta")
+    return break_down(
+        contents.charges, open_unit(delta, "delta"), neighbouring_relation=contents.neighbouring_relation
+    )
+
+
+def text_table(breakdown: Breakdown) -> str:
+    """The breakdown as a table of plain text."""
+    rows = [("component", "events", "ε alone", "ε if removed", "share")]
+    rows += [
+        (c.path, f"{c.events:,}", _number(c.epsilon_alone), _number(c.epsilon_if_removed), f"{c.share:.1%}")
+        for c in breakdown.components
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    how = f"{breakdown.accountant} accountant, order {breakdown.order:g}, {breakdown.conversion} conversion"
+    return "\n".join([
+        f"ε ≤ {_number(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
+        "",
+        *lines,
+        "",
+        f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {_number(breakdown.rdp_at_order)}; "
+        f"turning it into ε at this δ takes {breakdown.conversion_term:+.4g} more.",
+    ])
+
+
+def privacy_document(contents: LedgerContents, delta: float | None, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The content of privacy.json: the breakdown, the events it follows from, and the facts of the statement.
+
+    Args:
+      contents: of the ledger.
+      delta: as `breakdown_of`.
+      facts: JSON-ready items for the privacy statement, see `statement.ITEMS`.
+    """
+    breakdown = breakdown_of(contents, delta)
+    return {
+        "schema": SCHEMA,
+        "unit": contents.unit,
+        **breakdown.to_dict(),
+        "worst_case_tpr_at_fpr_1_percent": worst_case_tpr(breakdown.epsilon, breakdown.delta),
+        "bound": "upper",
+        "events": [
+            {"path": charge.path, "count": charge.count, "event": to_dict(charge.event)}
+            for charge in aggregated(contents.charges)
+        ],
+        "ledger": {"head": contents.head, "lines": len(contents.hashes), "public": dict(contents.public)},
+        "facts": dict(facts or {}),
+    }
+
+
+def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, Any]:
+    """Checks a ledger's chain, or re-derives every figure of a privacy.json from its events.
+
+    Args:
+      path: of either.
+      head: what the head must be, to detect truncation or a rewritten chain.
+
+    Returns:
+      `ok`, `head`, `events` (how many were charged) and, when not ok, `error` and `line` (or None).
+    """
+    try:
+        document = _as_document(path)
+        if document is None:
+            contents = read_ledger(path)
+            if contents.torn:
+                raise LedgerError("the last line is torn (a crash in mid-write, or an edit)", len(contents.hashes) + 1)
+            found, charges = contents.head, contents.charges
+        else:
+            found, charges = _verify_document(Path(path), document)
+        if head is not None and head != found:
+            raise LedgerError(f"the head is {found}, not {head}: cut short, extended or rewritten")
+    except AccountingError as error:
+        return {"ok": False, "head": None, "events": None, "error": str(error), "line": getattr(error, "line", None)}
+    return {"ok": True, "head": found, "events": sum(charge.count for charge in charges)}
+
+
+def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list[Charge]]:
+    if document.get("schema") != SCHEMA:
+        raise LedgerError(f"schema {document.get('schema')!r:.40} is not the one this version reads ({SCHEMA}); upgrade")
+    try:
+        charges = [Charge(e["path"], from_dict(e["event"]), whole(e["count"], "count")) for e in document["events"]]
+        head, lines = document["ledger"]["head"], document["ledger"]["lines"]
+        contents = LedgerContents(
+            neighbouring_relation=as_relation(document["neighbouring_relation"]),
+            unit=document["unit"],
+            public=document["ledger"]["public"],
+            charges=tuple(charges),
+            hashes=(head,) * whole(lines, "ledger.lines"),
+        )
+        derived = privacy_document(contents, document["delta"])
+        differing = [key for key in _DERIVED if not _close(document[key], derived[key])]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise LedgerError(f"not a whole privacy.json: {type(error).__name__} at {error}") from None
+    if differing:
+        raise LedgerError(
+            f"{', '.join(differing)} can't be re-derived from the events: "
+            f"{differing[0]} should be {derived[differing[0]]!r:.200}"
+        )
+    beside = path.parent / "ledger.jsonl"
+    if beside.exists():
+        ledger = read_ledger(beside)
+        if ledger.head != head or aggregated(ledger.charges) != charges:
+            raise LedgerError(f"it does not belong to the ledger beside it, whose head is {ledger.head}")
+    return head, charges
+
+
+def _as_document(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The object, if the whole file is one that is not a ledger's single line."""
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise LedgerError(f"can't read {os.fspath(path)}: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and "kind" not in document else None
+
+
+def _close(given: Any, derived: Any) -> bool:
+    """Equal, floats to 1e-9 (another NumPy may round differently in the last bits)."""
+    if isinstance(derived, float) and isinstance(given, int | float) and not isinstance(given, bool):
+        return math.isclose(given, derived, rel_tol=1e-9, abs_tol=1e-12)
+    if isinstance(derived, dict):
+        return isinstance(given, dict) and given.keys() == derived.keys() and all(_close(given[k], derived[k]) for k in derived)
+    if isinstance(derived, list | tuple):
+        return isinstance(given, list) and len(given) == len(derived) and all(map(_close, given, derived))
+    return bool(given == derived)
+
+
+def _number(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.4g}"

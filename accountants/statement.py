@@ -1,0 +1,126 @@
+"""The privacy statement: what a reviewer needs to know, in plain language, from one privacy.json.
+
+The items follow Ponomareva et al. 2023 ("How to DP-fy ML", section 5.3) and NIST SP 800-226. An item that
+the accountant knows is filled from the figures; the others come from the program that ran, under `facts`,
+and one that it left out is said to be missing rather than left away.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+ITEMS = {
+    "setting": "Setting, and who is trusted",
+    "released": "What is released, and to whom",
+    "unit": "Unit of privacy",
+    "neighbouring_relation": "Neighbouring relation",
+    "public": "What counts as public",
+    "covered": "Accesses to private data that are covered",
+    "not_covered": "What is not covered",
+    "mechanism": "Mechanism and its parameters",
+    "sampling": "Sampling, as it ran and as it is accounted",
+    "accounting": "Accounting",
+    "guarantee": "Guarantee",
+    "data_dependence": "Does the cost depend on the data?",
+    "randomness": "Randomness",
+    "user_level": "User-level guarantee",
+    "verify": "How to verify",
+    "utility": "Collection, access and utility",
+}
+
+_RELATIONS = {
+    "add_or_remove_one": "Neighbouring data sets differ in the presence of one unit: it is added or removed.",
+    "replace_one": "Neighbouring data sets have the same size; one unit is replaced by another.",
+    "zero_out": "Neighbouring data sets have the same size; one unit's contribution is replaced by zero.",
+}
+
+
+def statement(document: Mapping[str, Any]) -> str:
+    """The statement in Markdown.
+
+    Args:
+      document: as `report.privacy_document` makes it.
+    """
+    facts = {**document["facts"], **_from_figures(document)}
+    lines = ["# Privacy statement", "", f"**{_headline(document)}**", ""]
+    for number, (key, title) in enumerate(ITEMS.items(), start=1):
+        lines += [f"## {number}. {title}", "", *_paragraphs(facts.get(key)), ""]
+    lines += ["## Spend by component", "", *_component_rows(document), ""]
+    return "\n".join(lines)
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    if document["epsilon"] == "inf":
+        return "No privacy guarantee: something was released without noise (ε is infinite)."
+    return (
+        f"({document['epsilon']:.4g}, {document['delta']:g})-differential privacy for one {document['unit']}, "
+        f"under {document['neighbouring_relation']}."
+    )
+
+
+def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
+    relation = document["neighbouring_relation"]
+    return {
+        "neighbouring_relation": (
+            f"`{relation}`. {_RELATIONS[relation]} An ε under this relation must not be compared with one under another."
+        ),
+        "accounting": (
+            f"Rényi differential privacy at {document['order']:g} and other orders, `accountants` "
+            f"({document['accountant']}, {document['conversion']} conversion). ε is an upper bound; "
+            "numerical error is rounded up."
+        ),
+        "guarantee": _guarantee(document),
+        "verify": [
+            "`python -m accountants verify privacy.json` re-derives every figure from the recorded events.",
+            f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
+            *_as_list(document["facts"].get("verify")),
+        ],
+    }
+
+
+def _guarantee(document: Mapping[str, Any]) -> list[str]:
+    if document["epsilon"] == "inf":
+        return ["None. Someone who sees what was released may learn anything about any one unit."]
+    epsilon, delta = document["epsilon"], document["delta"]
+    size = document["ledger"]["public"].get("num_examples")
+    lines = [f"ε ≤ {epsilon:.6g} at δ = {delta:g}."]
+    if isinstance(size, int) and size > 0:
+        lines.append(f"δ is {delta * size:.2g} / n for the declared n = {size:,}.")
+    lines.append(
+        "Someone who knows everything else and sees all that was released still can't tell well whether one "
+        f"{document['unit']} was in the data: a test that is wrong about 1 % of absent ones finds at most "
+        f"{document['worst_case_tpr_at_fpr_1_percent']:.1%} of those present. Any outcome is at most "
+        f"{_factor(epsilon)} times as likely with the {document['unit']} as without, but for a probability of {delta:g}."
+    )
+    return lines
+
+
+def _factor(epsilon: float) -> str:
+    return f"{math.exp(epsilon):.3g}" if epsilon < 700 else f"e^{epsilon:.4g}"
+
+
+def _component_rows(document: Mapping[str, Any]) -> list[str]:
+    rows = ["| component | events | ε alone | ε if removed | share |", "|---|---:|---:|---:|---:|"]
+    for c in document["components"]:
+        rows.append(
+            f"| `{c['path']}` | {c['events']:,} | {_figure(c['epsilon_alone'])} | "
+            f"{_figure(c['epsilon_if_removed'])} | {c['share']:.1%} |"
+        )
+    return rows
+
+
+def _figure(value: float | str) -> str:
+    return "∞" if value == "inf" else f"{float(value):.4g}"
+
+
+def _paragraphs(fact: Any) -> list[str]:
+    items = _as_list(fact)
+    if not items:
+        return ["Not stated by the program that made this."]
+    return [items[0]] if len(items) == 1 else [f"- {item}" for item in items]
+
+
+def _as_list(fact: Any) -> list[str]:
+    if not fact:
+        return []
+    return [str(item) for item in fact] if isinstance(fact, list | tuple) else [str(fact)]
