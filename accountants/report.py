@@ -36,7 +36,7 @@ def text_table(breakdown: Breakdown) -> str:
     """The breakdown as a table of plain text."""
     rows = [("component", "events", "ε alone", "ε if removed", "share")]
     rows += [
-        (c.path, f"{c.events:,}", _number(c.epsilon_alone), _number(c.epsilon_if_removed), f"{c.share:.1%}")
+        (c.path, f"{c.events:,}", upper(c.epsilon_alone), upper(c.epsilon_if_removed), f"{c.share:.1%}")
         for c in breakdown.components
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -44,11 +44,11 @@ def text_table(breakdown: Breakdown) -> str:
     lines.insert(1, "-" * len(lines[0]))
     how = f"{breakdown.accountant} accountant, order {breakdown.order:g}, {breakdown.conversion} conversion"
     return "\n".join([
-        f"ε ≤ {_number(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
+        f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
         "",
         *lines,
         "",
-        f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {_number(breakdown.rdp_at_order)}; "
+        f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {upper(breakdown.rdp_at_order)}; "
         f"turning it into ε at this δ takes {breakdown.conversion_term:+.4g} more.",
     ])
 
@@ -155,5 +155,11 @@ def _close(given: Any, derived: Any) -> bool:
     return bool(given == derived)
 
 
-def _number(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.4g}"
+def upper(value: float | str, digits: int = 4) -> str:
+    """An upper bound for people: rounded up, so that what is printed is an upper bound too."""
+    value = float(value)
+    if not math.isfinite(value) or value == 0:
+        return "∞" if value else "0"
+    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    text = f"{math.ceil(value / step - 1e-9) * step:.{digits}g}"
+    return text

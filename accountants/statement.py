@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from accountants.report import upper
+
 ITEMS = {
     "setting": "Setting, and who is trusted",
     "released": "What is released, and to whom",
@@ -53,7 +55,7 @@ def _headline(document: Mapping[str, Any]) -> str:
     if document["epsilon"] == "inf":
         return "No privacy guarantee: something was released without noise (ε is infinite)."
     return (
-        f"({document['epsilon']:.4g}, {document['delta']:g})-differential privacy for one {document['unit']}, "
+        f"({upper(document['epsilon'])}, {document['delta']:g})-differential privacy for one {document['unit']}, "
         f"under {document['neighbouring_relation']}."
     )
 
@@ -83,7 +85,7 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
         return ["None. Someone who sees what was released may learn anything about any one unit."]
     epsilon, delta = document["epsilon"], document["delta"]
     size = document["ledger"]["public"].get("num_examples")
-    lines = [f"ε ≤ {epsilon:.6g} at δ = {delta:g}."]
+    lines = [f"ε ≤ {upper(epsilon)} at δ = {delta:g}."]
     if isinstance(size, int) and size > 0:
         lines.append(f"δ is {delta * size:.2g} / n for the declared n = {size:,}.")
     lines.append(
@@ -103,14 +105,10 @@ def _component_rows(document: Mapping[str, Any]) -> list[str]:
     rows = ["| component | events | ε alone | ε if removed | share |", "|---|---:|---:|---:|---:|"]
     for c in document["components"]:
         rows.append(
-            f"| `{c['path']}` | {c['events']:,} | {_figure(c['epsilon_alone'])} | "
-            f"{_figure(c['epsilon_if_removed'])} | {c['share']:.1%} |"
+            f"| `{c['path']}` | {c['events']:,} | {upper(c['epsilon_alone'])} | "
+            f"{upper(c['epsilon_if_removed'])} | {c['share']:.1%} |"
         )
     return rows
-
-
-def _figure(value: float | str) -> str:
-    return "∞" if value == "inf" else f"{float(value):.4g}"
 
 
 def _paragraphs(fact: Any) -> list[str]:

@@ -1,0 +1,1 @@
+"""Programs launched with flags: `python -m experiments.dpsgd`."""

@@ -1,0 +1,339 @@
+"""Trains a model with DP-SGD and leaves a privacy budget that anyone can read.
+
+  python -m experiments.dpsgd                                   # real digits, epsilon 3, half a minute
+  python -m experiments.dpsgd --dataset=mnist --data_dir=DIR --epsilon=2 --workdir=runs/mnist
+  python -m experiments.dpsgd --dry_run                         # the plan alone
+
+The same command resumes an interrupted run from its --workdir, bit for bit.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from experiments import launch
+from experiments.presets import preset
+
+if TYPE_CHECKING:
+    from marauder_dp.plan import DpSgdPlan
+    from marauder_dp.run_directory import RunDirectory
+    from marauder_dp.session import Job, Result
+
+_PRESET = "default: the data set's preset"
+
+DATASET = flags.DEFINE_string("dataset", "digits", "digits, mnist, fashion_mnist, adult, or a tensorflow-datasets name.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data files; default: $MARAUDER_DATA_DIR.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept and resumed; default: runs/dpsgd-DATASET.")
+MODEL = flags.DEFINE_string("model", None, f"logistic, mlp or cnn; {_PRESET}.")
+PRIVATE = flags.DEFINE_bool("private", True, "False: the non-private baseline, without clipping and noise.")
+EPSILON = flags.DEFINE_float("epsilon", None, f"Target: the noise is calibrated to it; {_PRESET}.")
+NOISE_MULTIPLIER = flags.DEFINE_float("noise_multiplier", None, "Noise over clip norm, instead of --epsilon.")
+EPSILON_CEILING = flags.DEFINE_float("epsilon_ceiling", None, "With --noise_multiplier: stop before the update that exceeds it.")
+DELTA = flags.DEFINE_float("delta", None, "Default: the largest power of ten up to 1/(10 n).")
+RELATION = flags.DEFINE_string("neighbouring_relation", "add_or_remove_one", "add_or_remove_one, zero_out or replace_one.")
+CLIP_NORM = flags.DEFINE_float("clip_norm", None, f"Largest L2 norm of an example's gradient; {_PRESET}.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, f"Expected examples an update; {_PRESET}.")
+EPOCHS = flags.DEFINE_float("epochs", None, f"Average passes over the data; {_PRESET}.")
+STEPS = flags.DEFINE_integer("steps", None, "Number of updates, instead of --epochs.")
+OPTIMIZER = flags.DEFINE_string("optimizer", None, f"Any optax optimizer: sgd, adam, …; {_PRESET}.")
+OPTIMIZER_ARGS = flags.DEFINE_string("optimizer_args", None, "Its arguments, such as momentum=0.9.")
+LEARNING_RATE = flags.DEFINE_float("learning_rate", None, f"At its peak; {_PRESET}.")
+SCHEDULE = flags.DEFINE_string("learning_rate_schedule", None, f"constant or cosine; {_PRESET}.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the initial parameters; public, has nothing to do with the noise.")
+REPRODUCIBLE_NOISE = flags.DEFINE_bool("reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
+CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags, resolved: all that determines the run. Saved in config.json and compared on resumption."""
+
+    dataset: str
+    model: str
+    private: bool
+    epsilon: float | None
+    noise_multiplier: float | None
+    epsilon_ceiling: float | None
+    delta: float | None
+    neighbouring_relation: str
+    clip_norm: float
+    batch_size: int
+    epochs: float | None
+    steps: int | None
+    optimizer: str
+    optimizer_args: str
+    learning_rate: float
+    learning_rate_schedule: str
+    seed: int
+    reproducible_noise: bool
+
+
+def settings_from_flags() -> Settings:
+    """Fills what the flags leave open from the data set's preset.
+
+    Raises:
+      PlanError: flags contradict each other.
+    """
+    from marauder_dp.errors import PlanError
+
+    default = preset(DATASET.value)
+    pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
+    if EPSILON.value is not None and NOISE_MULTIPLIER.value is not None:
+        raise PlanError(
+            "give --epsilon (the noise is calibrated to it) or --noise_multiplier, not both; "
+            "to stop a run with given noise at a ceiling use --epsilon_ceiling"
+        )
+    if not PRIVATE.value:
+        for flag in (EPSILON, NOISE_MULTIPLIER, EPSILON_CEILING, CLIP_NORM):
+            if flag.value is not None:
+                raise PlanError(f"--{flag.name} means nothing with --private=false; leave one of them out")
+    if EPSILON_CEILING.value is not None and NOISE_MULTIPLIER.value is None:
+        raise PlanError("--epsilon_ceiling goes with --noise_multiplier; a run with --epsilon stops there anyway")
+    if STEPS.value is not None and EPOCHS.value is not None:
+        raise PlanError("give --steps or --epochs, not both")
+    calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
+    optimizer = pick(OPTIMIZER, default.optimizer)
+    return Settings(
+        dataset=DATASET.value,
+        model=pick(MODEL, default.model),
+        private=PRIVATE.value,
+        epsilon=pick(EPSILON, default.epsilon) if calibrated else None,
+        noise_multiplier=NOISE_MULTIPLIER.value,
+        epsilon_ceiling=EPSILON_CEILING.value,
+        delta=DELTA.value,
+        neighbouring_relation=RELATION.value,
+        clip_norm=pick(CLIP_NORM, default.clip_norm),
+        batch_size=pick(BATCH_SIZE, default.batch_size),
+        epochs=pick(EPOCHS, default.epochs) if STEPS.value is None else None,
+        steps=STEPS.value,
+        optimizer=optimizer,
+        optimizer_args=pick(OPTIMIZER_ARGS, default.optimizer_args if optimizer == default.optimizer else ""),
+        learning_rate=pick(LEARNING_RATE, default.learning_rate),
+        learning_rate_schedule=pick(SCHEDULE, default.learning_rate_schedule),
+        seed=SEED.value,
+        reproducible_noise=REPRODUCIBLE_NOISE.value,
+    )
+
+
+def make_plan(settings: Settings, num_examples: int) -> "DpSgdPlan":
+    """The plan of these settings on `num_examples` examples.
+
+    Raises:
+      PlanError: they make no sense, or no noise meets the target.
+    """
+    from marauder_dp.errors import PlanError
+    from marauder_dp.plan import non_private_plan, plan_dpsgd
+
+    if settings.steps is not None:
+        steps = settings.steps
+    else:
+        if settings.epochs is None or not 0 < settings.epochs < math.inf:
+            raise PlanError(f"epochs must be a finite number greater than 0; got {settings.epochs!r}")
+        steps = max(1, round(settings.epochs * num_examples / max(settings.batch_size, 1)))
+    common: dict[str, Any] = {
+        "num_examples": num_examples, "batch_size": settings.batch_size, "steps": steps, "delta": settings.delta
+    }  # fmt: skip
+    if not settings.private:
+        return non_private_plan(**common)
+    return plan_dpsgd(
+        **common,
+        clip_norm=settings.clip_norm,
+        epsilon=settings.epsilon,
+        noise_multiplier=settings.noise_multiplier,
+        neighbouring_relation=settings.neighbouring_relation,
+    )
+
+
+def describe(settings: Settings, job: "Job") -> str:
+    """The plan, for people. Times a few updates on zeros of the data's shapes."""
+    import jax
+
+    from accountants.report import upper
+    from marauder_dp.secrets import fresh_keys
+    from marauder_dp.training import seconds_per_update
+
+    plan = job.sgd.plan
+    n, memory = plan.num_examples, job.program.memory_bytes
+    seconds = seconds_per_update(job.program, job.initial, fresh_keys(), (job.dataset.train_x, job.dataset.train_y))
+    size = sum(leaf.size for leaf in jax.tree.leaves(job.initial.params))
+    rows = [
+        ("data", f"{settings.dataset}, {n:,} training examples, {len(job.dataset.test_y):,} held out"),
+        ("model", f"{settings.model}, {size:,} parameters, on {jax.default_backend()}"),
+        (
+            "optimizer",
+            f"{settings.optimizer}({settings.optimizer_args}), learning rate {settings.learning_rate:g}, "
+            f"{settings.learning_rate_schedule}",
+        ),
+        ("sampling", f"Poisson, q = {plan.batch_size / n:.6g} (expected batch {plan.batch_size:,}), {plan.steps:,} updates"),
+    ]
+    if plan.private:
+        rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
+        basis = "given" if settings.epsilon is None else "calibrated to the target"
+        rows += [
+            ("noise", f"σ = {plan.noise_multiplier:.6g}, {basis}; clip norm {plan.clip_norm:g}"),
+            ("guarantee", f"ε ≤ {upper(plan.epsilon())} at δ = {plan.delta:g} ({rule}; n = {n:,} declared public)"),
+            ("accounting", f"Rényi accountant, an upper bound; {plan.neighbouring_relation}; unit: one example"),
+        ]
+    else:
+        rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
+    if settings.epsilon_ceiling is not None:
+        rows.append(("ceiling", f"stops before the update that would bring ε above {settings.epsilon_ceiling:g}"))
+    rows += [
+        ("memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"),
+        (
+            "time",
+            f"compiled in {job.program.compile_seconds:.1f} s; training about {_duration(seconds * plan.steps)} "
+            f"({1e3 * seconds:.2f} ms an update)",
+        ),
+    ]
+    if settings == _preset_settings(settings):
+        rows.append(("expect", preset(settings.dataset).expected))
+    return "\n".join(f"  {name:<12}{text}" for name, text in rows)
+
+
+def prepare(settings: Settings) -> "Job":
+    """Loads the data, plans, checks the model and compiles; nothing is released yet.
+
+    Raises:
+      MarauderError: whatever is wrong with data, settings or model.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from marauder_dp import preflight
+    from marauder_dp.datasets import load_dataset
+    from marauder_dp.dpsgd import DpSgd, choose_micro_batch
+    from marauder_dp.models import cross_entropy, make_model
+    from marauder_dp.optimizers import make_optimizer
+    from marauder_dp.secrets import fresh_keys
+    from marauder_dp.session import Job
+    from marauder_dp.training import compile_program
+
+    dataset = load_dataset(settings.dataset, DATA_DIR.value)
+    plan = make_plan(settings, dataset.num_examples)
+    shape = dataset.train_x.shape[1:]
+    model = make_model(settings.model, shape, dataset.num_classes)
+    params = preflight.initialise(model, shape, settings.seed)
+    loss = cross_entropy(model)
+    preflight.check_loss(loss, params, shape, dataset.num_classes)
+    schedule = (settings.learning_rate, settings.learning_rate_schedule, plan.steps)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    sgd = DpSgd(
+        plan,
+        loss,
+        make_optimizer(settings.optimizer, *schedule, settings.optimizer_args),
+        choose_micro_batch(plan.batch_size, plan.num_examples, size, plan.private),
+    )
+    state = sgd.init(params)
+    data = jax.eval_shape(lambda: (jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)))
+    return Job(
+        settings=dataclasses.asdict(settings),
+        dataset=dataset,
+        model=model,
+        sgd=sgd,
+        program=compile_program(sgd, state, fresh_keys(), data),
+        initial=state,
+        epsilon_ceiling=settings.epsilon or settings.epsilon_ceiling or math.inf,
+        reproducible_seed=settings.seed if settings.reproducible_noise else None,
+    )
+
+
+def main() -> int:
+    """Plans, trains, reports; returns the exit code."""
+    settings = settings_from_flags()
+    _use_compilation_cache()
+    job = prepare(settings)
+    print("Plan:")
+    print(describe(settings, job))
+    for warning in _warnings(settings, job.sgd.plan):
+        print(f"WARNING: {warning}")
+    if DRY_RUN.value:
+        return launch.DONE
+    print(flush=True)
+
+    from marauder_dp import session
+    from marauder_dp.run_directory import RunDirectory
+    from marauder_dp.training import Outcome
+
+    directory = RunDirectory(WORKDIR.value or f"runs/dpsgd-{settings.dataset}")
+    with launch.StopSignals() as stop:
+        result = session.run(
+            job,
+            directory,
+            checkpoint_seconds=CHECKPOINT_SECONDS.value,
+            should_stop=lambda: stop.received is not None,
+        )
+    if result.outcome is Outcome.INTERRUPTED:
+        print(f"stopped after update {result.steps:,} of {job.sgd.plan.steps:,}; the same command resumes it")
+        return 128 + int(stop.received or 0)
+    _show(job, directory, result)
+    if result.outcome is Outcome.CEILING:
+        print(f"stopped before the update that would bring ε above {job.epsilon_ceiling:g}")
+        return launch.BUDGET_EXCEEDED
+    return launch.DONE
+
+
+def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
+    """The end of a run, for people."""
+    from accountants.report import text_table
+
+    assert result.breakdown is not None
+    folder = os.path.relpath(directory.path) if directory.path.is_relative_to(Path.cwd()) else str(directory.path)
+    print(f"\n{text_table(result.breakdown)}\n")
+    print(
+        f"test accuracy  {result.test_accuracy:.2%} on {len(job.dataset.test_y):,} held-out examples, "
+        f"after {result.steps:,} updates"
+    )
+    print(f"ledger head    {result.head}")
+    print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
+    print(f"check it       python -m accountants verify {folder}/privacy.json")
+
+
+def _preset_settings(settings: Settings) -> Settings:
+    """These settings with everything a preset knows reset to it."""
+    default = preset(settings.dataset)
+    known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(Settings)}
+    values = {name: getattr(default, name) for name in known}
+    return dataclasses.replace(settings, **values)
+
+
+def _warnings(settings: Settings, plan: "DpSgdPlan") -> list[str]:
+    result = []
+    if plan.delta >= 1 / plan.num_examples:
+        result.append(
+            f"δ = {plan.delta:g} is not below 1/n = {1 / plan.num_examples:.3g}: publishing a few whole examples would "
+            "satisfy such a guarantee. Use a smaller --delta"
+        )
+    if settings.reproducible_noise:
+        result.append("--reproducible_noise voids the guarantee for anyone who knows the seed; never publish this model")
+    return result
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs on disk; they hold no secrets (keys are arguments)."""
+    import jax
+
+    if CACHE.value:
+        folder = Path(CACHE.value).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # only slower
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    launch.run(main)

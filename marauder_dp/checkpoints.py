@@ -1,0 +1,113 @@
+"""Checkpoints: plain pytrees saved by orbax, each with the head of the ledger it belongs to.
+
+A checkpoint holds only what has been paid for: step, parameters, optimizer state. No key is in it.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accountants.ledger import LedgerContents
+from marauder_dp.dpsgd import TrainState
+from marauder_dp.errors import IntegrityError, MarauderError
+from marauder_dp.plan import GRADIENTS
+
+_KEEP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back.
+
+    Attributes:
+      state: as it was saved.
+      ledger_head: of the ledger when it was saved.
+    """
+
+    state: TrainState
+    ledger_head: str
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest two are kept."""
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp  # slow to import, and --dry_run and --help don't need it
+
+        self._ocp = ocp
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, create=True, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, state: TrainState, ledger_head: str) -> None:
+        """Saves `state` unless its step is saved already; on disk when it returns.
+
+        Raises:
+          MarauderError: it could not be written.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        args = self._ocp.args
+        try:
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(state._asdict()), ledger=args.JsonSave({"head": ledger_head})
+                ),
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise MarauderError(f"can't write a checkpoint to {self._folder}: {error}") from error
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest checkpoint, or None if there is none.
+
+        Args:
+          like: a state of the same shapes and types.
+
+        Raises:
+          IntegrityError: it can't be read, or does not fit `like`.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        args = self._ocp.args
+        try:
+            saved = self._manager.restore(
+                step,
+                args=args.Composite(state=args.StandardRestore(like._asdict()), ledger=args.JsonRestore()),
+            )
+            return Restored(TrainState(**saved["state"]), str(saved["ledger"]["head"]))
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise IntegrityError(f"the checkpoint of step {step} in {self._folder} can't be read: {reason:.200}") from error
+
+    def close(self) -> None:
+        """Ends orbax's threads."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_belongs(restored: Restored, ledger: LedgerContents) -> None:
+    """Refuses a checkpoint that this ledger did not pay for.
+
+    Raises:
+      IntegrityError: the ledger was cut short or exchanged.
+    """
+    step = int(restored.state.step)
+    if restored.ledger_head not in ledger.hashes:
+        raise IntegrityError(
+            f"the checkpoint of step {step} belongs to a ledger with head {restored.ledger_head}, which this ledger does "
+            "not contain: it was cut short or exchanged. Restore the ledger; nothing was released"
+        )
+    if ledger.count(GRADIENTS) < step:
+        raise IntegrityError(f"the ledger charges {ledger.count(GRADIENTS)} updates but the checkpoint holds {step}")

@@ -1,0 +1,85 @@
+"""What the privacy statement of a DP-SGD run says beyond its figures, item by item (see `accountants.statement`)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from marauder_dp.datasets import Dataset
+from marauder_dp.plan import DpSgdPlan
+
+
+def dpsgd_facts(
+    plan: DpSgdPlan, dataset: Dataset, *, steps: int, model: str, reproducible_noise: bool, test_accuracy: float
+) -> dict[str, Any]:
+    """JSON-ready facts under the keys of `accountants.statement.ITEMS`. `steps`: updates that were really done."""
+    q = plan.batch_size / plan.num_examples
+    facts: dict[str, Any] = {
+        "setting": (
+            "Central model: whoever runs the training sees the data and the secrets of the run and is trusted; whoever "
+            "receives what is released is not."
+        ),
+        "released": (
+            f"The parameters of one {model} model trained on {dataset.name}, every intermediate state of it and of its "
+            "optimizer, the ledger and this statement. They may be given to anyone."
+        ),
+        "unit": (
+            "One training example. Each contributes to an update at most a vector of L2 norm C, enforced by clipping its "
+            "own gradient. Duplicates of an example count as separate units."
+        ),
+        "public": [
+            f"The number of training examples, {plan.num_examples:,}, which sets the sampling probability and δ.",
+            "Architecture, label set, initial parameters, and every setting in config.json.",
+            f"Features: {dataset.note}",
+        ],
+        "covered": "Every update of the parameters: clipped gradient sums with noise, one event each in the ledger.",
+        "not_covered": [
+            "Choosing hyper-parameters, or the best of several runs, by results on this data.",
+            "The loss, the clipped fraction and other values marked private in metrics.jsonl and on the progress line.",
+            "The test examples: accuracy on them is exact and says something about them.",
+            "Earlier or later releases from the same data by anyone, and what people decided after looking at it.",
+        ],
+        "mechanism": (
+            f"DP-SGD (Abadi et al. 2016): {steps:,} updates; clip norm C = {plan.clip_norm:g}; Gaussian noise of standard "
+            f"deviation {plan.noise_multiplier:.6g} · C on each sum; the sum is divided by the expected batch size {plan.batch_size:,}."
+        ),
+        "sampling": (
+            f"As accounted: Poisson, each example with probability {q:.6g} in each step, independently. As implemented: the same, "
+            "by counter-based draws (threefry2x32) with the probability rounded down to a multiple of 2^-32; batches "
+            "are padded to a fixed shape, nothing is dropped, and an empty batch takes its noisy step."
+        ),
+        "data_dependence": "No: ε follows from public parameters alone.",
+        "randomness": [
+            "Sampling and noise keys (64 bits each) come from the operating system and stay in the run's private folder; "
+            "`--seed` sets the initial parameters only.",
+            "Noise is float32, cut off at 9.1 standard deviations; a real-valued Gaussian is assumed in the analysis, so attacks on "
+            "the lowest bits of floating-point noise (Mironov 2012) are not excluded.",
+            "Running time grows with the number of examples drawn: hide it from those who are not trusted.",
+        ],
+        "user_level": "None: one person may have contributed several examples, and contributions are not bounded.",
+        "utility": f"Accuracy {test_accuracy:.2%} on {len(dataset.test_y):,} held-out test examples. Not measured by subgroup.",
+    }
+    if not plan.private:
+        facts |= {
+            "unit": "None: gradients are not clipped.",
+            "covered": "Nothing: this run was asked to train without privacy (--private=false).",
+            "mechanism": f"Plain SGD: {steps:,} updates without clipping or noise.",
+            "data_dependence": "There is no guarantee to depend on it.",
+        }
+    if reproducible_noise:
+        facts["randomness"] = [
+            "WARNING: this run used --reproducible_noise. Anyone who knows the seed can subtract the noise: for them "
+            "the guarantee is void. Never publish such a model.",
+            *facts["randomness"],
+        ]
+    return facts
+
+
+def public_header(plan: DpSgdPlan, *, reproducible_noise: bool) -> Mapping[str, Any]:
+    """What the ledger's header declares public."""
+    plan_fields = dataclasses.asdict(plan) | {"neighbouring_relation": str(plan.neighbouring_relation)}
+    return {
+        "delta": plan.delta,
+        "num_examples": plan.num_examples,
+        "plan": {k: v for k, v in plan_fields.items() if v != float("inf")},
+        "reproducible_noise": reproducible_noise,
+    }

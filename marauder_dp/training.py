@@ -1,0 +1,161 @@
+"""The training loop: charge, run, repeat. It can't run an update that the ledger has not recorded.
+
+Updates run in chunks of about a second, each chunk one dispatch. Before a chunk starts, all its updates are
+charged and on disk; so a crash over-states the spend by at most one chunk. After a crash the run resumes from its
+last checkpoint with the same keys and repeats the same releases bit for bit: they are already paid for, and
+the loop charges only beyond what the ledger holds.
+"""
+
+import dataclasses
+import enum
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from accountants.budget import Budget
+from marauder_dp.dpsgd import DpSgd, Keys, PrivateMetrics, TrainState
+from marauder_dp.errors import IntegrityError
+from marauder_dp.plan import GRADIENTS
+
+PyTree = Any
+
+_CHUNK_SECONDS = 1.0
+_MAX_CHUNK = 10_000
+
+
+class Outcome(enum.Enum):
+    """Why training ended."""
+
+    COMPLETE = "complete"
+    CEILING = "ceiling"
+    INTERRUPTED = "interrupted"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkReport:
+    """What one dispatch did. `metrics` is private.
+
+    Attributes:
+      step: updates done so far.
+      updates: in this chunk.
+      seconds: that they took.
+      metrics: summed over the chunk.
+      epsilon: charged so far, an upper bound.
+    """
+
+    step: int
+    updates: int
+    seconds: float
+    metrics: PrivateMetrics
+    epsilon: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled `DpSgd.train_steps`.
+
+    Attributes:
+      run: (state, keys, data, n) → (state, private metrics); gives up the buffers of `state`.
+      compile_seconds: that compiling took.
+      memory_bytes: arguments, results and temporaries by XLA's own count; None where the backend does not say.
+    """
+
+    run: Callable[..., tuple[TrainState, PrivateMetrics]]
+    compile_seconds: float
+    memory_bytes: int | None
+
+
+def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> Program:
+    """Compiles ahead of the first update, so that its time and memory are known before data is touched."""
+    start = time.perf_counter()
+    compiled = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32)).compile()
+    seconds = time.perf_counter() - start
+    try:
+        usage = compiled.memory_analysis()
+        memory = (
+            usage.argument_size_in_bytes
+            + usage.output_size_in_bytes
+            + usage.temp_size_in_bytes
+            - usage.alias_size_in_bytes
+        )
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        memory = None
+    return Program(compiled, seconds, memory)
+
+
+def seconds_per_update(program: Program, state: TrainState, keys: Keys, data: PyTree) -> float:
+    """Times a few updates on zeros of the data's shapes: an estimate that touches no private value."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data)
+    updates, best = 1, float("inf")
+    for _ in range(3):
+        copy = jax.tree.map(jnp.copy, state)
+        start = time.perf_counter()
+        jax.block_until_ready(program.run(copy, keys, zeros, jnp.asarray(updates, jnp.int32)))
+        best = min(best, (time.perf_counter() - start) / updates)
+        updates = 3
+    return best
+
+
+def train(
+    sgd: DpSgd,
+    program: Program,
+    state: TrainState,
+    keys: Keys,
+    data: PyTree,
+    *,
+    budget: Budget,
+    charged: int,
+    until: Callable[[int], int],
+    after_chunk: Callable[[ChunkReport, TrainState], None],
+    should_stop: Callable[[], bool],
+) -> tuple[TrainState, Outcome]:
+    """Runs the plan's remaining updates.
+
+    Args:
+      sgd: what runs.
+      program: `sgd`, compiled.
+      state: where to start; its buffers are given up.
+      keys: the run's secrets.
+      data: pytree of arrays (num_examples, ...).
+      budget: charged before each chunk; says how much of it is affordable.
+      charged: updates of this run that the ledger already holds.
+      until: step → the next step at which the caller wants control.
+      after_chunk: called after each chunk with what it did and the new state.
+      should_stop: asked before each chunk.
+
+    Returns:
+      The last state and why training ended. On `CEILING` no update beyond the ceiling was run.
+
+    Raises:
+      IntegrityError: updates done and updates charged disagree at the end.
+      LedgerError: a charge could not be recorded; its updates were not run.
+    """
+    event, steps = sgd.plan.event, sgd.plan.steps
+    step, chunk, outcome = int(state.step), 1, Outcome.COMPLETE
+    while step < steps:
+        if should_stop():
+            outcome = Outcome.INTERRUPTED
+            break
+        n = min(chunk, steps - step, max(1, until(step) - step))
+        if charged > step:
+            n = min(n, charged - step)  # a repeat of what was charged before a crash
+        else:
+            n = budget.affordable(event, n)
+            if n == 0:
+                outcome = Outcome.CEILING
+                break
+            budget.charge(GRADIENTS, event, n)
+            charged += n
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(program.run(state, keys, data, jnp.asarray(n, jnp.int32)))
+        seconds = time.perf_counter() - start
+        step += n
+        after_chunk(ChunkReport(step, n, seconds, metrics, budget.epsilon), state)
+        # At most double, so that one slow second does not make an endless chunk.
+        chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS * n / max(seconds, 1e-9)), _MAX_CHUNK))
+    if int(state.step) != step or charged < step or (outcome is not Outcome.INTERRUPTED and charged != step):
+        raise IntegrityError(f"{charged} updates are charged but {int(state.step)} were done; do not publish this run")
+    return state, outcome
