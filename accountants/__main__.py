@@ -51,7 +51,11 @@ def _epsilon(args: argparse.Namespace) -> int:
         "order": order,
         "neighbouring_relation": args.neighbouring_relation,
     }
-    return _show(args, result, f"ε ≤ {epsilon:.6g} at δ = {args.delta:g} under {args.neighbouring_relation} ({accountant.name}, order {order:g})")
+    return _show(
+        args,
+        result,
+        f"ε ≤ {epsilon:.6g} at δ = {args.delta:g} under {args.neighbouring_relation} ({accountant.name}, order {order:g})",
+    )
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -72,7 +76,11 @@ def _calibrate(args: argparse.Namespace) -> int:
         "accountant": accountant.name,
         "neighbouring_relation": args.neighbouring_relation,
     }
-    return _show(args, result, f"noise multiplier {noise_multiplier:.6g} gives ε ≤ {epsilon:.6g} at δ = {args.delta:g} ({accountant.name})")
+    return _show(
+        args,
+        result,
+        f"noise multiplier {noise_multiplier:.6g} gives ε ≤ {epsilon:.6g} at δ = {args.delta:g} ({accountant.name})",
+    )
 
 
 def _report(args: argparse.Namespace) -> int:

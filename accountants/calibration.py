@@ -121,5 +121,3 @@ def positive(value: Any, name: str) -> float:
     if number == 0:
         raise InvalidEventError(f"{name} must be greater than 0; got {value!r}")
     return number
-
-

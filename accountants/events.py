@@ -258,7 +258,7 @@ def open_unit(value: Any, name: str) -> float:
 
 def whole(value: Any, name: str) -> int:
     """`value` as an int in [0, 10^15], or an `InvalidEventError` that names it. A float is refused, even a whole one."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= value <= MAX_COUNT:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= MAX_COUNT:
         raise InvalidEventError(f"{name} must be a whole number from 0 to 10^15; got {value!r:.80}")
     return int(value)
 

@@ -11,6 +11,7 @@ a write leaves a torn last line, whose release cannot have happened: opening the
 it and records that it did.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -123,6 +124,7 @@ class Ledger:
         self.path = Path(path)
         self.recovered = b""
         self._failed = False
+        self._contents: LedgerContents
         self._fd = self._open_locked()
         try:
             self._load(as_relation(neighbouring_relation), unit, public)
@@ -166,9 +168,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _open_locked(self) -> int | None:
@@ -194,14 +194,15 @@ class Ledger:
         if self.recovered:
             self._truncate(len(raw) - len(self.recovered))
         if contents is None:
+            declared = dict(public or {})
             header = {
                 "kind": "header",
                 "schema": SCHEMA,
                 "neighbouring_relation": str(relation),
                 "unit": unit,
-                "public": dict(public or {}),
+                "public": declared,
             }
-            self._contents = LedgerContents(relation, unit, header["public"], (), (GENESIS,))
+            self._contents = LedgerContents(relation, unit, declared, (), (GENESIS,))
             digest = self._append(header)
             self._contents = dataclasses.replace(self._contents, hashes=(digest,))
             _sync_folder(self.path.parent)
@@ -240,10 +241,8 @@ class Ledger:
         except OSError as error:
             # What reached the disk is unknown, so this writer is finished; the next one recovers.
             self._failed = True
-            try:
+            with contextlib.suppress(OSError):
                 self._truncate(size)
-            except OSError:
-                pass
             raise LedgerError(f"can't write the ledger {self.path}: {error.strerror}; nothing was released") from error
         return record["hash"]
 

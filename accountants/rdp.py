@@ -113,9 +113,7 @@ class RdpAccountant:
         """Upper bound of δ at `epsilon` ≥ 0, never below 1e-300: the inverse of `get_epsilon`."""
         if epsilon == math.inf:
             return math.exp(-690)
-        return conversions.delta(
-            np.asarray(self.orders), self._rdp, non_negative(epsilon, "epsilon"), self.conversion
-        )
+        return conversions.delta(np.asarray(self.orders), self._rdp, non_negative(epsilon, "epsilon"), self.conversion)
 
     def convert(self, rdp: Array, delta: float) -> tuple[float, float]:
         """(ε, order) of an arbitrary curve at this accountant's orders, by its conversion."""

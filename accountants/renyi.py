@@ -49,10 +49,12 @@ def laplace(orders: Array, noise_multiplier: float) -> Array:
         return np.full_like(orders, np.inf)
     up, down = (orders - 1) * pure, -orders * pure
     # A − 1 with the first-order terms, which cancel exactly, left out of both exponentials.
-    log_terms = np.stack([
-        np.log(orders / (2 * orders - 1)) + _log_exp_minus_linear(up),
-        np.log((orders - 1) / (2 * orders - 1)) + _log_exp_minus_linear(down),
-    ])
+    log_terms = np.stack(
+        [
+            np.log(orders / (2 * orders - 1)) + _log_exp_minus_linear(up),
+            np.log((orders - 1) / (2 * orders - 1)) + _log_exp_minus_linear(down),
+        ]
+    )
     # Rounding must not push the divergence above its limit, the pure-DP parameter 1/b.
     return np.minimum(_divergence(logsumexp(log_terms, axis=0), orders), pure)
 
@@ -145,11 +147,13 @@ def _sampled_laplace_quadrature(order: float, b: float, q: float, panels: int) -
     edges = np.linspace(0.0, 1.0, panels + 1)
     x = (edges[:-1, None] + (nodes + 1) / (2 * panels)).ravel()
     log_ratio = np.concatenate([[-1 / b], (2 * x - 1) / b, [1 / b]])
-    log_weight = np.concatenate([
-        [math.log(0.5)],
-        -x / b + np.log(np.tile(weights, panels) / (4 * b * panels)),
-        [math.log(0.5) - 1 / b],
-    ])
+    log_weight = np.concatenate(
+        [
+            [math.log(0.5)],
+            -x / b + np.log(np.tile(weights, panels) / (4 * b * panels)),
+            [math.log(0.5) - 1 / b],
+        ]
+    )
     u, log1p_u = _sampled_ratio(log_ratio, q)
     logs = [_logsumexp(log_weight + _log_bernoulli_gap(power, u, log1p_u)) for power in (order, 1 - order)]
     return float(_divergence(np.array([max(logs)]), np.array([order]))[0])

@@ -15,7 +15,16 @@ from accountants.ledger import Charge, LedgerContents, read_ledger
 SCHEMA = 1
 """Of privacy.json."""
 
-_DERIVED = ("epsilon", "accountant", "conversion", "order", "rdp_at_order", "conversion_term", "components", "worst_case_tpr_at_fpr_1_percent")
+_DERIVED = (
+    "epsilon",
+    "accountant",
+    "conversion",
+    "order",
+    "rdp_at_order",
+    "conversion_term",
+    "components",
+    "worst_case_tpr_at_fpr_1_percent",
+)
 
 
 def breakdown_of(contents: LedgerContents, delta: float | None = None) -> Breakdown:
@@ -27,9 +36,7 @@ def breakdown_of(contents: LedgerContents, delta: float | None = None) -> Breakd
     delta = contents.public.get("delta") if delta is None else delta
     if delta is None:
         raise LedgerError("this ledger declares no delta; give one with --delta")
-    return break_down(
-        contents.charges, open_unit(delta, "delta"), neighbouring_relation=contents.neighbouring_relation
-    )
+    return break_down(contents.charges, open_unit(delta, "delta"), neighbouring_relation=contents.neighbouring_relation)
 
 
 def text_table(breakdown: Breakdown) -> str:
@@ -40,17 +47,22 @@ def text_table(breakdown: Breakdown) -> str:
         for c in breakdown.components
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     lines.insert(1, "-" * len(lines[0]))
     how = f"{breakdown.accountant} accountant, order {breakdown.order:g}, {breakdown.conversion} conversion"
-    return "\n".join([
-        f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
-        "",
-        *lines,
-        "",
-        f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {upper(breakdown.rdp_at_order)}; "
-        f"turning it into ε at this δ takes {breakdown.conversion_term:+.4g} more.",
-    ])
+    return "\n".join(
+        [
+            f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
+            "",
+            *lines,
+            "",
+            f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {upper(breakdown.rdp_at_order)}; "
+            f"turning it into ε at this δ takes {breakdown.conversion_term:+.4g} more.",
+        ]
+    )
 
 
 def privacy_document(contents: LedgerContents, delta: float | None, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -93,7 +105,7 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, A
             contents = read_ledger(path)
             if contents.torn:
                 raise LedgerError("the last line is torn (a crash in mid-write, or an edit)", len(contents.hashes) + 1)
-            found, charges = contents.head, contents.charges
+            found, charges = contents.head, list(contents.charges)
         else:
             found, charges = _verify_document(Path(path), document)
         if head is not None and head != found:

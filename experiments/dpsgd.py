@@ -10,7 +10,6 @@ The same command resumes an interrupted run from its --workdir, bit for bit.
 import dataclasses
 import math
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,9 @@ MODEL = flags.DEFINE_string("model", None, f"logistic, mlp or cnn; {_PRESET}.")
 PRIVATE = flags.DEFINE_bool("private", True, "False: the non-private baseline, without clipping and noise.")
 EPSILON = flags.DEFINE_float("epsilon", None, f"Target: the noise is calibrated to it; {_PRESET}.")
 NOISE_MULTIPLIER = flags.DEFINE_float("noise_multiplier", None, "Noise over clip norm, instead of --epsilon.")
-EPSILON_CEILING = flags.DEFINE_float("epsilon_ceiling", None, "With --noise_multiplier: stop before the update that exceeds it.")
+EPSILON_CEILING = flags.DEFINE_float(
+    "epsilon_ceiling", None, "With --noise_multiplier: stop before the update that exceeds it."
+)
 DELTA = flags.DEFINE_float("delta", None, "Default: the largest power of ten up to 1/(10 n).")
 RELATION = flags.DEFINE_string("neighbouring_relation", "add_or_remove_one", "add_or_remove_one, zero_out or replace_one.")
 CLIP_NORM = flags.DEFINE_float("clip_norm", None, f"Largest L2 norm of an example's gradient; {_PRESET}.")
@@ -45,7 +46,9 @@ OPTIMIZER_ARGS = flags.DEFINE_string("optimizer_args", None, "Its arguments, suc
 LEARNING_RATE = flags.DEFINE_float("learning_rate", None, f"At its peak; {_PRESET}.")
 SCHEDULE = flags.DEFINE_string("learning_rate_schedule", None, f"constant or cosine; {_PRESET}.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the initial parameters; public, has nothing to do with the noise.")
-REPRODUCIBLE_NOISE = flags.DEFINE_bool("reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee.")
+REPRODUCIBLE_NOISE = flags.DEFINE_bool(
+    "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
 CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")

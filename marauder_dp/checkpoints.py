@@ -6,7 +6,7 @@ A checkpoint holds only what has been paid for: step, parameters, optimizer stat
 import dataclasses
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from accountants.ledger import LedgerContents
 from marauder_dp.dpsgd import TrainState
@@ -53,9 +53,7 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                args=args.Composite(
-                    state=args.StandardSave(state._asdict()), ledger=args.JsonSave({"head": ledger_head})
-                ),
+                args=args.Composite(state=args.StandardSave(state._asdict()), ledger=args.JsonSave({"head": ledger_head})),
             )
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -91,9 +89,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 

@@ -6,7 +6,6 @@ function of (state, keys, data): no secret is baked into it, so it may be cached
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -79,15 +78,13 @@ class DpSgd:
     @property
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """From the sum of clipped gradients to parameter updates; the noise is added here and nowhere else."""
-        return optax.chain(
-            gaussian_noise(self.plan.noise_stddev), optax.scale(1 / self.plan.batch_size), self.optimizer
-        )
+        return optax.chain(gaussian_noise(self.plan.noise_stddev), optax.scale(1 / self.plan.batch_size), self.optimizer)
 
     def init(self, params: PyTree) -> TrainState:
         """The state before the first update. `params` must not depend on private data."""
         return TrainState(jnp.zeros((), jnp.int32), params, self.transformation.init(params))
 
-    def train_steps(self) -> Callable[[TrainState, Keys, PyTree, Any], tuple[TrainState, PrivateMetrics]]:
+    def train_steps(self) -> jax.stages.Wrapped:
         """A jitted f(state, keys, data, n) that performs n updates.
 
         `data` is a pytree of arrays (num_examples, ...); `n` is () int32, not a compile-time constant. The

@@ -39,20 +39,21 @@ def dpsgd_facts(
             "Earlier or later releases from the same data by anyone, and what people decided after looking at it.",
         ],
         "mechanism": (
-            f"DP-SGD (Abadi et al. 2016): {steps:,} updates; clip norm C = {plan.clip_norm:g}; Gaussian noise of standard "
-            f"deviation {plan.noise_multiplier:.6g} · C on each sum; the sum is divided by the expected batch size {plan.batch_size:,}."
+            f"DP-SGD (Abadi et al. 2016): {steps:,} updates; clip norm C = {plan.clip_norm:g}; Gaussian noise "
+            f"of standard deviation {plan.noise_multiplier:.6g} · C on each sum, which is divided by the expected batch size "
+            f"{plan.batch_size:,}."
         ),
         "sampling": (
-            f"As accounted: Poisson, each example with probability {q:.6g} in each step, independently. As implemented: the same, "
-            "by counter-based draws (threefry2x32) with the probability rounded down to a multiple of 2^-32; batches "
+            f"As accounted: Poisson, each example with probability {q:.6g} in each step, independently. As implemented: the "
+            "same, by counter-based draws (threefry2x32) with the probability rounded down to a multiple of 2^-32; batches "
             "are padded to a fixed shape, nothing is dropped, and an empty batch takes its noisy step."
         ),
         "data_dependence": "No: ε follows from public parameters alone.",
         "randomness": [
             "Sampling and noise keys (64 bits each) come from the operating system and stay in the run's private folder; "
             "`--seed` sets the initial parameters only.",
-            "Noise is float32, cut off at 9.1 standard deviations; a real-valued Gaussian is assumed in the analysis, so attacks on "
-            "the lowest bits of floating-point noise (Mironov 2012) are not excluded.",
+            "Noise is float32, cut off at 9.1 standard deviations; a real-valued Gaussian is assumed in the analysis, so "
+            "attacks on the lowest bits of floating-point noise (Mironov 2012) are not excluded.",
             "Running time grows with the number of examples drawn: hide it from those who are not trusted.",
         ],
         "user_level": "None: one person may have contributed several examples, and contributions are not bounded.",

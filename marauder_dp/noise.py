@@ -37,8 +37,7 @@ def gaussian_noise(stddev: float) -> optax.GradientTransformationExtraArgs:
         leaves, treedef = jax.tree.flatten(updates)
         keys = jax.random.split(noise_key, len(leaves))
         noisy = [
-            leaf.astype(jnp.float32) + stddev * standard_normal(key, leaf.shape)
-            for key, leaf in zip(keys, leaves, strict=True)
+            leaf.astype(jnp.float32) + stddev * standard_normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, noisy), state
 

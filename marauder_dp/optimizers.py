@@ -11,7 +11,9 @@ from marauder_dp.errors import PlanError
 SCHEDULES = ("constant", "cosine")
 
 
-def make_optimizer(name: str, learning_rate: float, schedule: str, steps: int, arguments: str = "") -> optax.GradientTransformation:
+def make_optimizer(
+    name: str, learning_rate: float, schedule: str, steps: int, arguments: str = ""
+) -> optax.GradientTransformation:
     """Builds `optax.<name>(learning_rate, **arguments)`.
 
     Args:
@@ -26,7 +28,9 @@ def make_optimizer(name: str, learning_rate: float, schedule: str, steps: int, a
     """
     constructor = getattr(optax, name, None)
     if not callable(constructor) or "learning_rate" not in _parameters(constructor):
-        raise PlanError(f"optimizer {name!r} is not an optax optimizer with a learning rate; for example sgd, adam, adamw, lamb")
+        raise PlanError(
+            f"optimizer {name!r} is not an optax optimizer with a learning rate; for example sgd, adam, adamw, lamb"
+        )
     if not 0 < learning_rate < float("inf"):
         raise PlanError(f"learning_rate must be a finite number greater than 0; got {learning_rate!r}")
     if schedule not in SCHEDULES:

@@ -123,7 +123,9 @@ def plan_dpsgd(
         neighbouring_relation=as_relation(neighbouring_relation),
     )
     if not plan.private:
-        raise PlanError(f"noise_multiplier must be greater than 0; got {noise_multiplier!r} (--private=false trains without noise)")
+        raise PlanError(
+            f"noise_multiplier must be greater than 0; got {noise_multiplier!r} (--private=false trains without noise)"
+        )
     try:
         if epsilon is not None:
             sigma = calibration.calibrate(

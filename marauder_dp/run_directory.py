@@ -68,7 +68,9 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{self.path / 'config.json'} is damaged ({type(error).__name__}); use another --workdir") from error
+            raise IntegrityError(
+                f"{self.path / 'config.json'} is damaged ({type(error).__name__}); use another --workdir"
+            ) from error
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Writes config.json: the resolved settings and where they ran."""

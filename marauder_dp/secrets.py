@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from marauder_dp.dpsgd import Keys
@@ -68,5 +69,5 @@ def _from_words(words: dict[str, list[int]]) -> Keys:
         data = np.array(words[name], dtype=np.uint32)
         if data.shape != (_WORDS,):
             raise ValueError(name)
-        keys[name] = jax.random.wrap_key_data(data, impl="threefry2x32")
+        keys[name] = jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")
     return Keys(**keys)

@@ -210,9 +210,7 @@ def _keys(job: Job, directory: RunDirectory, ledger: LedgerContents) -> Keys:
     stored = secrets.load(directory.private)
     if stored is not None:
         if stored[1] != fingerprint:
-            raise IntegrityError(
-                f"the training data is not what the run in {directory.path} began with; use another --workdir"
-            )
+            raise IntegrityError(f"the training data is not what the run in {directory.path} began with; use another --workdir")
         return stored[0]
     if ledger.charges:
         raise IntegrityError(

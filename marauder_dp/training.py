@@ -76,10 +76,7 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> 
     try:
         usage = compiled.memory_analysis()
         memory = (
-            usage.argument_size_in_bytes
-            + usage.output_size_in_bytes
-            + usage.temp_size_in_bytes
-            - usage.alias_size_in_bytes
+            usage.argument_size_in_bytes + usage.output_size_in_bytes + usage.temp_size_in_bytes - usage.alias_size_in_bytes
         )
     except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
         memory = None

@@ -15,37 +15,40 @@ from marauder_dp.errors import DatasetError
 
 _UNKNOWN = "?"
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Column: categories in the order of the code book, or (low, high, logarithmic scale), or None to leave it out.
 _COLUMNS: dict[str, tuple[str, ...] | tuple[float, float, bool] | None] = {
     "age": (0, 100, False),
-    "workclass": tuple(
-        "Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov Without-pay Never-worked".split()
-    ),
+    "workclass": _words("Private Self-emp-not-inc Self-emp-inc Federal-gov Local-gov State-gov Without-pay Never-worked"),
     "fnlwgt": None,  # how many people the row stands for, not a property of the person
-    "education": tuple(
-        "Bachelors Some-college 11th HS-grad Prof-school Assoc-acdm Assoc-voc 9th 7th-8th 12th Masters 1st-4th 10th "
-        "Doctorate 5th-6th Preschool".split()
+    "education": _words(
+        "Bachelors Some-college 11th HS-grad Prof-school Assoc-acdm Assoc-voc 9th 7th-8th 12th Masters "
+        "1st-4th 10th Doctorate 5th-6th Preschool"
     ),
     "education-num": (1, 16, False),
-    "marital-status": tuple(
-        "Married-civ-spouse Divorced Never-married Separated Widowed Married-spouse-absent Married-AF-spouse".split()
+    "marital-status": _words(
+        "Married-civ-spouse Divorced Never-married Separated Widowed Married-spouse-absent Married-AF-spouse"
     ),
-    "occupation": tuple(
+    "occupation": _words(
         "Tech-support Craft-repair Other-service Sales Exec-managerial Prof-specialty Handlers-cleaners "
         "Machine-op-inspct Adm-clerical Farming-fishing Transport-moving Priv-house-serv Protective-serv "
-        "Armed-Forces".split()
+        "Armed-Forces"
     ),
-    "relationship": tuple("Wife Own-child Husband Not-in-family Other-relative Unmarried".split()),
-    "race": tuple("White Asian-Pac-Islander Amer-Indian-Eskimo Other Black".split()),
-    "sex": ("Female", "Male"),
-    "capital-gain": (0, 99_999, True),
-    "capital-loss": (0, 99_999, True),
+    "relationship": _words("Wife Own-child Husband Not-in-family Other-relative Unmarried"),
+    "race": _words("White Asian-Pac-Islander Amer-Indian-Eskimo Other Black"),
+    "sex": _words("Female Male"),
+    "capital-gain": (0, 99999, True),
+    "capital-loss": (0, 99999, True),
     "hours-per-week": (0, 100, False),
-    "native-country": tuple(
-        "United-States Cambodia England Puerto-Rico Canada Germany Outlying-US(Guam-USVI-etc) India Japan Greece South "
-        "China Cuba Iran Honduras Philippines Italy Poland Jamaica Vietnam Mexico Portugal Ireland France "
-        "Dominican-Republic Laos Ecuador Taiwan Haiti Columbia Hungary Guatemala Nicaragua Scotland Thailand Yugoslavia "
-        "El-Salvador Trinadad&Tobago Peru Hong Holand-Netherlands".split()
+    "native-country": _words(
+        "United-States Cambodia England Puerto-Rico Canada Germany Outlying-US(Guam-USVI-etc) India Japan "
+        "Greece South China Cuba Iran Honduras Philippines Italy Poland Jamaica Vietnam Mexico Portugal "
+        "Ireland France Dominican-Republic Laos Ecuador Taiwan Haiti Columbia Hungary Guatemala Nicaragua "
+        "Scotland Thailand Yugoslavia El-Salvador Trinadad&Tobago Peru Hong Holand-Netherlands"
     ),
 }
 _LABELS = {"<=50K": 0, ">50K": 1}

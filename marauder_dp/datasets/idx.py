@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def parse_idx(raw: bytes, rank: int, source: str) -> NDArray[np.uint8]:
 
 def load_idx(name: str, folders: tuple[str, ...], data_dir: str | None) -> Dataset:
     """A data set of 28x28 grey images in ten classes, in the four files that MNIST uses."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, prefix in _SPLITS.items():
         images_path = find_file(f"{prefix}-images-idx3-ubyte", folders, data_dir)
         labels_path = find_file(f"{prefix}-labels-idx1-ubyte", folders, data_dir)
