@@ -208,17 +208,17 @@ class Ledger:
             _sync_folder(self.path.parent)
         else:
             self._contents = dataclasses.replace(contents, torn=b"")
-            for name, ours, theirs in (
-                ("neighbouring_relation", relation, contents.neighbouring_relation),
-                ("unit", unit, contents.unit),
-                ("public", None if public is None else dict(public), contents.public),
-            ):
-                if ours is not None and ours != theirs:
-                    raise LedgerError(
-                        f"the ledger {self.path} was started with {name} = {theirs!s}, not {ours!s}; "
-                        "use another workdir for other terms",
-                        line=1,
-                    )
+            terms = {"neighbouring_relation": relation, "unit": unit, **({} if public is None else public)}
+            begun = {"neighbouring_relation": contents.neighbouring_relation, "unit": contents.unit}
+            begun |= contents.public if public is not None else {}
+            differing = sorted(name for name in terms.keys() | begun.keys() if terms.get(name) != begun.get(name))
+            if differing:
+                name = differing[0]
+                raise LedgerError(
+                    f"the ledger {self.path} was started with {name} = {begun.get(name)!s:.200}, not {terms.get(name)!s:.200}; "
+                    "start another ledger for other terms",
+                    line=1,
+                )
         if self.recovered:
             dropped = hashlib.sha256(self.recovered).hexdigest()
             record = {"kind": "recovered", "dropped_bytes": len(self.recovered), "dropped_sha256": dropped}

@@ -73,14 +73,19 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> 
     start = time.perf_counter()
     compiled = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32)).compile()
     seconds = time.perf_counter() - start
+    return Program(compiled, seconds, _memory(compiled))
+
+
+def _memory(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of arguments, results and temporaries, where the backend tells."""
     try:
         usage = compiled.memory_analysis()
-        memory = (
-            usage.argument_size_in_bytes + usage.output_size_in_bytes + usage.temp_size_in_bytes - usage.alias_size_in_bytes
-        )
-    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-        memory = None
-    return Program(compiled, seconds, memory)
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    if usage is None:
+        return None
+    total = usage.argument_size_in_bytes + usage.output_size_in_bytes + usage.temp_size_in_bytes
+    return int(total - usage.alias_size_in_bytes)
 
 
 def seconds_per_update(program: Program, state: TrainState, keys: Keys, data: PyTree) -> float:
