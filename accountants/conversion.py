@@ -13,8 +13,7 @@ solve its dual, whose every feasible point is a valid bound, so an inexact optim
   e^ε = (1 − 1/α) · (t₁^α − t₀^α)/(t₁^{α−1} − t₀^{α−1}).
 
 t₀ = 0 is Proposition 12 of Canonne, Kamath, Steinke 2020; t₀ = 1 is close to optimal for small δ and far
-better when ρ is small, since it replaces M by M − 1. The optimal t₀ = (1 − p)/(1 − q) comes from the worst
-pair of Bernoulli distributions, q = δ/(t₁ − e^ε), p = t₁q; a few fixed-point rounds find it.
+better when ρ is small, since it replaces M by M − 1. The best t₀ in between is found by search.
 """
 
 import math
@@ -28,7 +27,9 @@ Array = NDArray[np.float64]
 
 CONVERSIONS = ("tight", "classic")
 
-_ROUNDS = 6
+_GAP_RATIO = 4.0
+_GAPS = np.concatenate([[0.0], _GAP_RATIO ** -np.arange(24.0)])  # 1 − t₀ to begin with: 0, and 1 down to 1e-14
+_ROUNDS = 10
 # Float rounding in ρ and in the formulas above is below 1e-11 relative and 1e-13 absolute. Adding this much
 # keeps every reported ε an upper bound.
 _ROUND_UP_RELATIVE = 1e-9
@@ -98,22 +99,23 @@ def _tight(orders: Array, rdp: Array, delta_: float) -> Array:
     if not use.any():
         return best
     alpha, rho = orders[use], rdp[use]
-    bound, *_ = _tangent_bound(alpha, rho, delta_, np.ones_like(alpha))
-    gap = np.zeros_like(alpha)  # 1 − t₀
+    coarse = np.stack([_tangent_bound(alpha, rho, delta_, np.full_like(alpha, gap)) for gap in _GAPS])
+    bound = coarse.min(axis=0)
+    # Ternary search of the logarithm around the best of the grid; every point tried is a valid bound.
+    centre = np.log(_GAPS[np.maximum(coarse.argmin(axis=0), 1)])
+    low, high = centre - math.log(_GAP_RATIO), np.minimum(centre + math.log(_GAP_RATIO), 0.0)
     for _ in range(_ROUNDS):
-        candidate, log_t1 = _tangent_bound(alpha, rho, delta_, gap)
-        bound = np.fmin(bound, candidate)
-        with np.errstate(all="ignore"):
-            log_q = math.log(delta_) - log_t1 - np.log(-np.expm1(candidate - log_t1))
-            p, q = np.exp(np.minimum(log_q + log_t1, 0.0)), np.exp(np.minimum(log_q, 0.0))
-            gap = np.clip((p - q) / (1 - q), 0.0, 1.0)
-        gap = np.where(np.isfinite(gap), gap, 0.0)
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        at_left = _tangent_bound(alpha, rho, delta_, np.exp(left))
+        at_right = _tangent_bound(alpha, rho, delta_, np.exp(right))
+        bound = np.minimum(bound, np.minimum(at_left, at_right))
+        low, high = np.where(at_left < at_right, low, left), np.where(at_left < at_right, right, high)
     best[use] = bound
     return best
 
 
-def _tangent_bound(alpha: Array, rho: Array, delta_: float, gap: Array) -> tuple[Array, Array]:
-    """ε and log t₁ for t₀ = 1 − gap, all in logarithms; NaN nowhere, +∞ where a bound can't be formed."""
+def _tangent_bound(alpha: Array, rho: Array, delta_: float, gap: Array) -> Array:
+    """ε for t₀ = 1 − gap, in logarithms throughout; +∞ where no bound can be formed."""
     a = alpha - 1
     log_alpha_delta = np.log(alpha) + math.log(delta_)
     with np.errstate(all="ignore"):
@@ -126,7 +128,7 @@ def _tangent_bound(alpha: Array, rho: Array, delta_: float, gap: Array) -> tuple
         log_t1 = np.logaddexp(a * log_t0, log_k - log_alpha_delta) / a
         log_numerator = alpha * log_t1 + np.log(-np.expm1(alpha * (log_t0 - log_t1)))
         bound = np.log1p(-1 / alpha) + log_numerator - (log_k - log_alpha_delta)
-    return np.where(np.isnan(bound), np.inf, bound), log_t1
+    return np.where(np.isnan(bound), np.inf, bound)
 
 
 _CONVERSIONS = {"tight": _tight, "classic": _classic}

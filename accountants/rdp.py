@@ -36,8 +36,8 @@ Array = NDArray[np.float64]
 
 
 def _default_orders() -> tuple[float, ...]:
-    near_one = 1 + np.geomspace(0.005, 0.09, 10)
-    fractional = np.arange(11, 110) / 10
+    near_one = 1 + np.concatenate([np.geomspace(0.005, 0.1, 12)[:-1], np.arange(10, 100, 4) / 100])
+    fractional = np.arange(20, 110) / 10
     integer = np.arange(11, 65)
     large = np.unique(np.round(np.geomspace(65, 16384, 72)))
     return tuple(np.concatenate([near_one, fractional, integer, large]).tolist())

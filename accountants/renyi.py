@@ -22,7 +22,7 @@ Sources: Mironov 2017 (Table II: Gaussian, Laplace); Mironov, Talwar, Zhang 2019
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln, logsumexp
 
 Array = NDArray[np.float64]
@@ -32,16 +32,18 @@ _MAX_NODES = 1_000_000  # of one quadrature; beyond it an upper bound from integ
 _MAX_PANELS = 4096  # of the sampled Laplace quadrature; beyond it the pure-DP bound is used
 
 
-def gaussian(orders: Array, noise_multiplier: float) -> Array:
-    """D_α(N(1, σ²)‖N(0, σ²)) = α/(2σ²). `orders` (k,) float64 > 1 → (k,)."""
+def gaussian(orders: ArrayLike, noise_multiplier: float) -> Array:
+    """D_α(N(1, σ²)‖N(0, σ²)) = α/(2σ²). `orders` (k,) > 1 → (k,) float64."""
+    orders = np.asarray(orders, np.float64)
     if noise_multiplier == 0:
         return np.full_like(orders, np.inf)
     with np.errstate(over="ignore"):
         return orders / (2.0 * noise_multiplier) / noise_multiplier
 
 
-def laplace(orders: Array, noise_multiplier: float) -> Array:
+def laplace(orders: ArrayLike, noise_multiplier: float) -> Array:
     """D_α(Lap(1, b)‖Lap(0, b)), symmetric in its arguments (Mironov 2017, Proposition 6). (k,) → (k,)."""
+    orders = np.asarray(orders, np.float64)
     if noise_multiplier == 0:
         return np.full_like(orders, np.inf)
     pure = 1.0 / noise_multiplier
@@ -59,12 +61,12 @@ def laplace(orders: Array, noise_multiplier: float) -> Array:
     return np.minimum(_divergence(logsumexp(log_terms, axis=0), orders), pure)
 
 
-def sampled_gaussian(orders: Array, noise_multiplier: float, sampling_probability: float) -> Array:
+def sampled_gaussian(orders: ArrayLike, noise_multiplier: float, sampling_probability: float) -> Array:
     """Poisson-sampled Gaussian mechanism, add/remove or zero-out. (k,) → (k,).
 
     Integer orders by the binomial sum with its two vanishing terms removed, fractional ones by quadrature.
     """
-    q, sigma = sampling_probability, noise_multiplier
+    orders, q, sigma = np.asarray(orders, np.float64), sampling_probability, noise_multiplier
     if q == 0:
         return np.zeros_like(orders)
     if q == 1 or sigma == 0:
@@ -82,9 +84,9 @@ def sampled_gaussian(orders: Array, noise_multiplier: float, sampling_probabilit
     return result
 
 
-def sampled_laplace(orders: Array, noise_multiplier: float, sampling_probability: float) -> Array:
+def sampled_laplace(orders: ArrayLike, noise_multiplier: float, sampling_probability: float) -> Array:
     """Poisson-sampled Laplace mechanism, add/remove or zero-out; both directions are evaluated. (k,) → (k,)."""
-    q, b = sampling_probability, noise_multiplier
+    orders, q, b = np.asarray(orders, np.float64), sampling_probability, noise_multiplier
     if q == 0:
         return np.zeros_like(orders)
     if q == 1 or b == 0 or not np.isfinite(1 / b):

@@ -1,0 +1,68 @@
+"""Three honest columns."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import accountants as acc
+from accountants.breakdown import worst_case_tpr
+from accountants.ledger import Charge
+from accountants.report import upper
+
+GRADIENTS = Charge("train/gradients", acc.dpsgd_event(1.1, 0.004, 1), 4000)
+MEAN = Charge("data/mean", acc.LaplaceDpEvent(20.0), 1)
+
+
+def test_columns_are_what_they_say():
+    result = acc.break_down([GRADIENTS, MEAN, GRADIENTS], 1e-5)
+    gradients, mean = result.components
+    alone = acc.RdpAccountant().compose(GRADIENTS.event, 8000).get_epsilon(1e-5)
+    everything = acc.RdpAccountant().compose(GRADIENTS.event, 8000).compose(MEAN.event).get_epsilon(1e-5)
+    assert (gradients.path, gradients.events) == ("train/gradients", 8000)
+    assert gradients.epsilon_alone == pytest.approx(alone)
+    assert mean.epsilon_if_removed == pytest.approx(alone)
+    assert result.epsilon == pytest.approx(everything)
+    assert result.rdp_at_order + result.conversion_term == pytest.approx(result.epsilon)
+
+
+CHARGES = st.lists(
+    st.builds(
+        Charge,
+        st.sampled_from(["a", "b/c", "b/d"]),
+        st.one_of(
+            st.floats(0.5, 50).map(acc.GaussianDpEvent),
+            st.floats(0.5, 50).map(acc.LaplaceDpEvent),
+            st.just(acc.NonPrivateDpEvent()),
+        ),
+        st.integers(1, 50),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CHARGES)
+def test_shares_add_up_and_parts_cost_no_more_than_the_whole(charges):
+    result = acc.break_down(charges, 1e-6)
+    assert sum(c.share for c in result.components) == pytest.approx(1.0 if charges else 0.0)
+    for component in result.components:
+        assert component.epsilon_alone <= result.epsilon * (1 + 1e-9)
+        assert component.epsilon_if_removed <= result.epsilon * (1 + 1e-9)
+        assert not math.isnan(component.share)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_worst_case_tpr_is_the_textbook_region():
+    assert worst_case_tpr(0.0, 0.0, 0.01) == pytest.approx(0.01)
+    assert worst_case_tpr(math.log(2), 0.0, 0.01) == pytest.approx(0.02)
+    assert worst_case_tpr(10.0, 0.0, 0.01) == pytest.approx(1 - math.exp(-10) * 0.99)
+    assert worst_case_tpr(math.inf, 1e-5, 0.01) == 1.0
+
+
+@given(st.floats(1e-12, 1e12))
+def test_printed_upper_bounds_are_upper_bounds(value):
+    assert float(upper(value)) >= value * (1 - 2e-9)
+    assert float(upper(value)) <= value * 1.0011
