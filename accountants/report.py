@@ -65,7 +65,9 @@ def text_table(breakdown: Breakdown) -> str:
     )
 
 
-def privacy_document(contents: LedgerContents, delta: float | None, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def privacy_document(
+    contents: LedgerContents, delta: float | None = None, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of privacy.json: the breakdown, the events it follows from, and the facts of the statement.
 
     Args:
@@ -120,13 +122,13 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
         raise LedgerError(f"schema {document.get('schema')!r:.40} is not the one this version reads ({SCHEMA}); upgrade")
     try:
         charges = [Charge(e["path"], from_dict(e["event"]), whole(e["count"], "count")) for e in document["events"]]
-        head, lines = document["ledger"]["head"], document["ledger"]["lines"]
+        head = str(document["ledger"]["head"])
         contents = LedgerContents(
             neighbouring_relation=as_relation(document["neighbouring_relation"]),
             unit=document["unit"],
             public=document["ledger"]["public"],
             charges=tuple(charges),
-            hashes=(head,) * whole(lines, "ledger.lines"),
+            hashes=(head,),
         )
         derived = privacy_document(contents, document["delta"])
         differing = [key for key in _DERIVED if not _close(document[key], derived[key])]

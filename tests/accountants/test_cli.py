@@ -1,0 +1,90 @@
+"""`python -m accountants`, as a user or a script calls it."""
+
+import json
+import math
+
+import pytest
+
+import accountants as acc
+from accountants.__main__ import main
+
+SAMPLED = ["--sampling_probability", "0.01", "--steps", "1000", "--delta", "1e-5"]
+
+
+def run_json(capsys, *arguments):
+    code = main([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with acc.Ledger(path, public={"delta": 1e-5}) as ledger:
+        ledger.charge("train/gradients", acc.dpsgd_event(1.1, 0.01, 1), 100)
+        ledger.charge("data/mean", acc.LaplaceDpEvent(20.0))
+    return path
+
+
+def test_epsilon(capsys):
+    code, result = run_json(capsys, "epsilon", "--noise_multiplier", "1.1", *SAMPLED)
+    assert code == 0
+    assert result["epsilon"] == acc.RdpAccountant().compose(acc.dpsgd_event(1.1, 0.01, 1000)).get_epsilon(1e-5)
+    assert (result["delta"], result["accountant"], result["lower"]) == (1e-5, "rdp", None)
+
+
+def test_no_noise_is_infinite_and_still_json(capsys):
+    _, result = run_json(capsys, "epsilon", "--noise_multiplier", "0", *SAMPLED)
+    assert float(result["epsilon"]) == math.inf
+
+
+def test_calibrate(capsys):
+    code, result = run_json(capsys, "calibrate", "--epsilon", "2", *SAMPLED)
+    assert code == 0
+    assert 0.995 * 2 <= result["epsilon"] <= 2
+    assert result["accountant"] == "rdp"
+
+
+def test_report(capsys, ledger):
+    code, result = run_json(capsys, "report", str(ledger))
+    assert code == 0
+    assert [c["path"] for c in result["components"]] == ["train/gradients", "data/mean"]
+    assert set(result["components"][0]) == {"path", "events", "epsilon_alone", "epsilon_if_removed", "share"}
+    assert main(["report", str(ledger)]) == 0
+    assert "train/gradients" in capsys.readouterr().out
+    assert main(["report", str(ledger), "--statement"]) == 0
+    assert "## 16." in capsys.readouterr().out
+
+
+def test_verify(capsys, ledger):
+    head = acc.read_ledger(ledger).head
+    assert run_json(capsys, "verify", str(ledger), "--head", head) == (0, {"ok": True, "head": head, "events": 101})
+    ledger.write_bytes(ledger.read_bytes().replace(b"1.1", b"9.9"))
+    code, result = run_json(capsys, "verify", str(ledger))
+    assert code == 4
+    assert (result["ok"], result["line"]) == (False, 2)
+    assert main(["report", str(ledger)]) == 4
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["epsilon", "--noise_multiplier", "-1", *SAMPLED], 2, "noise_multiplier"),
+        (["epsilon", "--noise_multiplier", "nan", *SAMPLED], 2, "noise_multiplier"),
+        (["epsilon", "--noise_multiplier", "1", *SAMPLED[:4], "--delta", "2"], 2, "delta"),
+        (["calibrate", "--epsilon", "0", *SAMPLED], 2, "epsilon"),
+        (["epsilon", "--noise_multiplier", "1", "--neighbouring_relation", "replace_one", *SAMPLED], 2, "replace_one"),
+        (["report", "no/such/file"], 2, "no/such/file"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(capsys, arguments, code, message):
+    assert main(arguments) == code
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_a_ledger_without_delta_asks_for_one(capsys, tmp_path):
+    acc.Ledger(tmp_path / "l").close()
+    assert main(["report", str(tmp_path / "l")]) == 2
+    assert "--delta" in capsys.readouterr().err

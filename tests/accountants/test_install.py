@@ -1,0 +1,62 @@
+"""`accountants` alone: installs with numpy and scipy only, and never imports JAX."""
+
+import ast
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_imports_only_numpy_scipy_and_the_standard_library():
+    allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "accountants"}
+    for path in (ROOT / "accountants").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in allowed, f"{path.name} imports {name}"
+
+
+def test_arrows_point_one_way():
+    """experiments → marauder_dp → accountants."""
+    for package, forbidden in {"accountants": ("marauder_dp", "experiments"), "marauder_dp": ("experiments",)}.items():
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not any(name.split(".")[0] in forbidden for name in names), path
+
+
+def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT / "accountants"]
+    done = subprocess.run(install, env=clean, capture_output=True, text=True, check=False)
+    if done.returncode and ("No matching distribution" in done.stderr or "connection" in done.stderr.lower()):
+        pytest.skip(f"no package registry in reach: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    program = (
+        "import sys, accountants; from importlib.metadata import distributions\n"
+        "assert not any(m.split('.')[0] in ('jax', 'flax', 'marauder_dp') for m in sys.modules)\n"
+        "print(accountants.__file__, *sorted(d.name.lower() for d in distributions()))"
+    )
+    out = subprocess.run(
+        [python, "-c", program], env=clean, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert out[0].startswith(str(tmp_path))
+    assert set(out[1:]) <= {"marauder-accountants", "numpy", "scipy", "pip", "setuptools"}
+    command = [python, "-m", "accountants", "epsilon", "--noise_multiplier", "1.1", "--sampling_probability", "0.01"]
+    result = subprocess.run(
+        [*command, "--steps", "100", "--delta", "1e-5"], env=clean, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert result.stdout.startswith("ε ≤ ")
