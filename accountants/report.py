@@ -130,7 +130,7 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             charges=tuple(charges),
             hashes=(head,),
         )
-        derived = privacy_document(contents, document["delta"])
+        derived = privacy_document(contents, open_unit(document["delta"], "delta"))
         differing = [key for key in _DERIVED if not _close(document[key], derived[key])]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise LedgerError(f"not a whole privacy.json: {type(error).__name__} at {error}") from None
@@ -142,7 +142,8 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
     beside = path.parent / "ledger.jsonl"
     if beside.exists():
         ledger = read_ledger(beside)
-        if ledger.head != head or aggregated(ledger.charges) != charges:
+        same_terms = (ledger.unit, ledger.neighbouring_relation) == (contents.unit, contents.neighbouring_relation)
+        if ledger.head != head or aggregated(ledger.charges) != charges or not same_terms:
             raise LedgerError(f"it does not belong to the ledger beside it, whose head is {ledger.head}")
     return head, charges
 

@@ -54,9 +54,5 @@ def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
     ).stdout.split()
     assert out[0].startswith(str(tmp_path))
     assert set(out[1:]) <= {"marauder-accountants", "numpy", "scipy", "pip", "setuptools"}
-    command = [python, "-m", "accountants", "epsilon", "--noise_multiplier", "1.1", "--sampling_probability", "0.01"]
-    result = subprocess.run(
-        [*command, "--steps", "100", "--delta", "1e-5"], env=clean, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0
-    assert result.stdout.startswith("ε ≤ ")
+    sampled = ["--noise_multiplier", "1.1", "--sampling_probability", "0.01", "--steps", "100", "--delta", "1e-5"]
+    assert run("-m", "accountants", "epsilon", *sampled).startswith("ε ≤ ")
