@@ -55,9 +55,9 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError(text)
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise PlanError(f"optimizer_args must look like 'momentum=0.9,nesterov=True'; got {text!r:.80}") from None
 

@@ -49,9 +49,12 @@ def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
         "assert not any(m.split('.')[0] in ('jax', 'flax', 'marauder_dp') for m in sys.modules)\n"
         "print(accountants.__file__, *sorted(d.name.lower() for d in distributions()))"
     )
-    out = subprocess.run(
-        [python, "-c", program], env=clean, cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout.split()
+
+    def run(*arguments):
+        done = subprocess.run([python, *arguments], env=clean, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    out = run("-c", program).split()
     assert out[0].startswith(str(tmp_path))
     assert set(out[1:]) <= {"marauder-accountants", "numpy", "scipy", "pip", "setuptools"}
     sampled = ["--noise_multiplier", "1.1", "--sampling_probability", "0.01", "--steps", "100", "--delta", "1e-5"]

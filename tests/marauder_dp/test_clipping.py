@@ -1,0 +1,149 @@
+"""Clipping: equal to a hand-written loop, and bounded whatever the input."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from marauder_dp import ModelError, PlanError, clipped_grad
+from tests.marauder_dp.conftest import tree_norm
+
+pytestmark = pytest.mark.usefixtures("strict_rank")
+
+
+def by_hand(loss, params, batch, clip_norm):
+    """One example at a time, in float64."""
+    total = jax.tree.map(lambda p: np.zeros(p.shape), params)
+    norms = []
+    for i in range(len(batch[1])):
+        grad = jax.grad(loss)(params, jax.tree.map(lambda x: x[i], batch))
+        norms.append(tree_norm(grad))
+        scale = min(1.0, clip_norm / norms[-1]) if norms[-1] else 1.0
+        total = jax.tree.map(lambda t, g: t + scale * np.asarray(g, np.float64), total, grad)
+    return total, norms
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5, 2.0, math.inf])
+def test_equals_a_loop_by_hand(problem, clip_norm):
+    loss, params, batch = problem
+    result = jax.jit(clipped_grad(loss, clip_norm=clip_norm))(params, batch)
+    total, norms = by_hand(loss, params, batch, clip_norm)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-6 * min(clip_norm, 1)), result.sum, total)
+    np.testing.assert_allclose(result.norms, norms, rtol=1e-5)
+    np.testing.assert_allclose(result.losses, jax.vmap(loss, (None, 0))(params, batch), rtol=1e-6)
+
+
+def test_infinite_clip_is_the_plain_gradient(problem):
+    loss, params, batch = problem
+    plain = jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 0))(p, batch)))(params)
+    for method in ("vmap", "none"):
+        ours = clipped_grad(loss, clip_norm=math.inf, method=method)(params, batch).sum
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
+
+
+def test_mask_equals_absence(problem):
+    loss, params, batch = problem
+    fn = clipped_grad(loss, clip_norm=0.5)
+    mask = jnp.arange(16) % 3 == 0
+    masked = fn(params, batch, mask)
+    present = fn(params, jax.tree.map(lambda x: x[mask], batch))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), masked.sum, present.sum)
+    np.testing.assert_allclose(masked.norms[mask], present.norms, rtol=1e-6)
+    assert not masked.norms[~mask].any()
+    assert not masked.losses[~mask].any()
+
+
+def test_padding_may_hold_anything(problem):
+    loss, params, (x, y) = problem
+    fn = clipped_grad(loss, clip_norm=0.5)
+    mask = jnp.arange(16) < 8
+    clean = fn(params, (x, y), mask)
+    poisoned = fn(params, (x.at[8:].set(jnp.nan), y), mask)
+    jax.tree.map(np.testing.assert_array_equal, clean.sum, poisoned.sum)
+
+
+def test_nothing_included_is_zero(problem):
+    loss, params, batch = problem
+    result = clipped_grad(loss, clip_norm=0.5)(params, batch, jnp.zeros(16, bool))
+    assert tree_norm(result.sum) == 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e30])
+def test_a_non_finite_example_contributes_zero_and_shows_in_its_norm(bad):
+    """1e30 is finite, but its squared norm is not."""
+    loss = lambda params, x: jnp.sum(params["w"] * x)
+    params = {"w": jnp.ones(3)}
+    batch = jnp.array([[0.1, 0.2, 0.3], [bad, 0.0, 0.0]])
+    result = clipped_grad(loss, clip_norm=1.0)(params, batch)
+    np.testing.assert_allclose(result.sum["w"], [0.1, 0.2, 0.3], rtol=1e-6)
+    assert not np.isfinite(result.norms[1])
+
+
+def test_zero_gradient_is_no_division_by_zero():
+    result = clipped_grad(lambda p, x: jnp.sum(p * x) * 0, clip_norm=1.0)(jnp.ones(3), jnp.ones((2, 3)))
+    np.testing.assert_array_equal(result.sum, jnp.zeros(3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    x=hnp.arrays(np.float32, (1, 50), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
+    clip_norm=st.floats(-8, 6).map(lambda e: 10**e),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+)
+def test_one_example_never_contributes_more_than_the_clip_norm(x, clip_norm, dtype):
+    loss = lambda params, x: jnp.sum(params.astype(jnp.float32) * x)
+    params = jnp.ones(50, dtype)
+    total = clipped_grad(loss, clip_norm=clip_norm)(params, jnp.asarray(x)).sum
+    assert total.dtype == jnp.float32
+    assert tree_norm(total) <= clip_norm * (1 + 1e-6)
+
+
+def test_float16_norms_do_not_underflow():
+    """100,000 entries of 1e-4 in float16: a float16 norm would be 0 and nothing would be clipped (it should be 0.0316)."""
+    params = jnp.ones(100_000, jnp.float16)
+    loss = lambda p, x: jnp.sum((p * x).astype(jnp.float32))
+    result = clipped_grad(loss, clip_norm=0.01)(params, jnp.full((1, 1), 1e-4, jnp.float16).repeat(100_000, 1))
+    assert float(result.norms[0]) == pytest.approx(0.0316, rel=1e-2)
+    assert tree_norm(result.sum) == pytest.approx(0.01, rel=1e-5)
+
+
+def test_neighbouring_batches_differ_by_at_most_the_sensitivity(problem):
+    loss, params, (x, y) = problem
+    fn = clipped_grad(loss, clip_norm=0.5)
+    everyone = fn(params, (x, y)).sum
+    for i in range(16):
+        without = fn(params, (x, y), jnp.arange(16) != i).sum
+        replaced = fn(params, (x.at[i].set(-50.0), y)).sum
+        assert tree_norm(jax.tree.map(jnp.subtract, everyone, without)) <= fn.sensitivity("add_or_remove_one") * (1 + 1e-5)
+        assert tree_norm(jax.tree.map(jnp.subtract, everyone, replaced)) <= fn.sensitivity("replace_one") * (1 + 1e-5)
+
+
+def test_sensitivity():
+    fn = clipped_grad(lambda p, x: jnp.sum(p * x), clip_norm=0.5)
+    assert [fn.sensitivity(r) for r in ("add_or_remove_one", "zero_out", "replace_one")] == [0.5, 0.5, 1.0]
+    assert clipped_grad(fn.loss_fn, clip_norm=0.5, method="none").sensitivity("zero_out") == math.inf
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan, 1e-9, "1"])
+def test_bad_clip_norm(clip_norm):
+    with pytest.raises(PlanError, match="clip_norm"):
+        clipped_grad(lambda p, x: p * x, clip_norm=clip_norm)
+
+
+def test_bad_use_is_named(problem):
+    loss, params, batch = problem
+    with pytest.raises(PlanError, match="method"):
+        clipped_grad(loss, clip_norm=1.0, method="magic")
+    with pytest.raises(ModelError, match="mask"):
+        clipped_grad(loss, clip_norm=1.0)(params, batch, jnp.ones(3, bool))
+    with pytest.raises(ModelError, match="scalar"):
+        clipped_grad(lambda p, e: e[0] @ p["a"], clip_norm=1.0)(params, batch)
+    with pytest.raises(ModelError, match="b/steps is int32"):
+        clipped_grad(loss, clip_norm=1.0)({**params, "b": {**params["b"], "steps": jnp.zeros((), jnp.int32)}}, batch)
+    with pytest.raises(ModelError, match="leading batch dimension"):
+        clipped_grad(loss, clip_norm=1.0)(params, (batch[0], batch[1][:3]))
