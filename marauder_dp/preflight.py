@@ -29,7 +29,7 @@ def initialise(model: nn.Module, example_shape: tuple[int, ...], seed: int) -> P
     Raises:
       ModelError: the model keeps batch statistics or other state, or mixes the examples of a batch.
     """
-    variables = model.init(jax.random.key(seed), jnp.zeros(example_shape, jnp.float32))
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(example_shape, jnp.float32))
     stateful = {
         collection: [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         for collection, tree in variables.items()
@@ -45,7 +45,7 @@ def initialise(model: nn.Module, example_shape: tuple[int, ...], seed: int) -> P
         names = ", ".join(f"{collection}/{name}" for collection, leaves in stateful.items() for name in leaves)
         raise ModelError(f"{names} is state that private examples would change unaccounted; remove it from the model")
     params = variables["params"]
-    _check_examples_apart(lambda x: model.apply({"params": params}, x), example_shape)
+    _check_examples_apart(jax.jit(lambda x: model.apply({"params": params}, x)), example_shape)
     return params
 
 
@@ -66,10 +66,10 @@ def check_loss(loss_fn: LossFn, params: PyTree, example_shape: tuple[int, ...], 
     noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=False)]
     random_params = jax.tree.unflatten(treedef, noisy)
     try:
-        clipped_grad(loss_fn, clip_norm=1.0)(random_params, (x, y))  # its own refusals come first
+        jax.eval_shape(clipped_grad(loss_fn, clip_norm=1.0), random_params, (x, y))  # its own refusals come first
     except NameError as error:
         raise ModelError(f"the model communicates across examples ({error}); remove the collective operation") from error
-    grads = jax.vmap(jax.grad(loss_fn), (None, 0))(random_params, (x, y))
+    grads = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(random_params, (x, y))
     silent = [path_name(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not jnp.any(g)]
     if silent:
         raise ModelError(
