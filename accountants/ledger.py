@@ -272,17 +272,13 @@ def _parse(raw: bytes) -> LedgerContents | None:
                 charges.append(_charge(record))
         except AccountingError as error:
             raise LedgerError(f"line {number}: {error}", line=number) from error
-    if tail:
-        # A whole record that lacks only its newline is kept: it may only over-state the spend.
-        try:
-            record = _check_line(tail, len(lines) + 1, hashes[-1])
-        except LedgerError:
-            pass
-        else:
-            raise LedgerError(
-                f"line {len(lines) + 1}: the last line lacks its newline; if nothing else touched the file, add it",
-                line=len(lines) + 1,
-            )
+    if tail and _holds_an_object(tail):
+        # A write that was cut short lacks its closing brace. This one was whole, so it may have been released:
+        # dropping it could lower ε.
+        raise LedgerError(
+            f"line {len(lines) + 1}: the last line is whole but does not end in a newline (edited); restore it",
+            line=len(lines) + 1,
+        )
     return LedgerContents(
         neighbouring_relation=as_relation(header["neighbouring_relation"]),
         unit=header["unit"],
@@ -332,6 +328,15 @@ def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
     if not intact:
         raise refuse("hash does not match (edited)")
     return record | {"hash": digest}
+
+
+def _holds_an_object(tail: bytes) -> bool:
+    """Whether a complete JSON value stands at the start of `tail`."""
+    try:
+        json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace").lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> None:

