@@ -228,7 +228,7 @@ class Ledger:
     def _append(self, record: dict[str, Any]) -> str:
         if self._fd is None or self._failed:
             raise LedgerError(f"the ledger {self.path} is closed{' after a failed write' * self._failed}; release nothing")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = record | {"prev": self._contents.head, "time": now}
         record["hash"] = _digest(record)
         line = _canonical(record) + b"\n"

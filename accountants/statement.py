@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from accountants.report import upper
+from accountants.version import __version__
 
 ITEMS = {
     "setting": "Setting, and who is trusted",
@@ -30,6 +31,10 @@ ITEMS = {
     "utility": "Collection, access and utility",
 }
 
+_CONVERSIONS = {
+    "tight": "the tightest conversion of a single order, Asoodeh et al. 2021",
+    "classic": "Mironov 2017, Proposition 3",
+}
 _RELATIONS = {
     "add_or_remove_one": "Neighbouring data sets differ in the presence of one unit: it is added or removed.",
     "replace_one": "Neighbouring data sets have the same size; one unit is replaced by another.",
@@ -67,9 +72,9 @@ def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
             f"`{relation}`. {_RELATIONS[relation]} An ε under this relation must not be compared with one under another."
         ),
         "accounting": (
-            f"Rényi differential privacy at {document['order']:g} and other orders, `accountants` "
-            f"({document['accountant']}, {document['conversion']} conversion). ε is an upper bound; "
-            "numerical error is rounded up."
+            f"Accountant `{document['accountant']}` of the package `accountants` {__version__}: Rényi differential privacy, "
+            f"converted to (ε, δ) at the best order, {document['order']:g} ({_CONVERSIONS[document['conversion']]}). "
+            "ε is an upper bound; numerical error is rounded up."
         ),
         "guarantee": _guarantee(document),
         "verify": [

@@ -54,6 +54,7 @@ def dpsgd_facts(
             "`--seed` sets the initial parameters only.",
             "Noise is float32, cut off at 9.1 standard deviations; a real-valued Gaussian is assumed in the analysis, so "
             "attacks on the lowest bits of floating-point noise (Mironov 2012) are not excluded.",
+            "Sums are float32 too: their rounding, about 1e-7 of their size, is not in the analysis.",
             "Running time grows with the number of examples drawn: hide it from those who are not trusted.",
         ],
         "user_level": "None: one person may have contributed several examples, and contributions are not bounded.",

@@ -4,6 +4,8 @@ Updates run in chunks of about a second, each chunk one dispatch. Before a chunk
 charged and on disk; so a crash over-states the spend by at most one chunk. After a crash the run resumes from its
 last checkpoint with the same keys and repeats the same releases bit for bit: they are already paid for, and
 the loop charges only beyond what the ledger holds.
+
+The size of a chunk shows in the ledger, which is public, so it is chosen from a timing on zeros, not on private data.
 """
 
 import dataclasses
@@ -60,20 +62,42 @@ class Program:
     Attributes:
       run: (state, keys, data, n) → (state, private metrics); gives up the buffers of `state`.
       compile_seconds: that compiling took.
+      update_seconds: that one update takes, on zeros of the data's shapes.
       memory_bytes: arguments, results and temporaries by XLA's own count; None where the backend does not say.
     """
 
     run: Callable[..., tuple[TrainState, PrivateMetrics]]
     compile_seconds: float
+    update_seconds: float
     memory_bytes: int | None
+
+    @property
+    def chunk(self) -> int:
+        """Updates of about a second together."""
+        return max(1, min(int(_CHUNK_SECONDS / self.update_seconds), _MAX_CHUNK))
 
 
 def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> Program:
-    """Compiles ahead of the first update, so that its time and memory are known before data is touched."""
+    """Compiles ahead of the first update, so that time and memory are known before private data is touched.
+
+    Args:
+      sgd: what to compile.
+      state: of the right shapes; left as it is.
+      keys: any, not the run's.
+      data: arrays or their shapes and types.
+    """
     start = time.perf_counter()
     compiled = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32)).compile()
-    seconds = time.perf_counter() - start
-    return Program(compiled, seconds, _memory(compiled))
+    compile_seconds = time.perf_counter() - start
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data)
+    update_seconds, n = float("inf"), 1
+    for _ in range(3):
+        copy = jax.tree.map(jnp.copy, state)
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(copy, keys, zeros, jnp.asarray(n, jnp.int32)))
+        update_seconds = min(update_seconds, (time.perf_counter() - start) / n)
+        n = max(1, min(int(0.2 / update_seconds), 100))
+    return Program(compiled, compile_seconds, update_seconds, _memory(compiled))
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:
@@ -86,19 +110,6 @@ def _memory(compiled: jax.stages.Compiled) -> int | None:
         return None
     total = usage.argument_size_in_bytes + usage.output_size_in_bytes + usage.temp_size_in_bytes
     return int(total - usage.alias_size_in_bytes)
-
-
-def seconds_per_update(program: Program, state: TrainState, keys: Keys, data: PyTree) -> float:
-    """Times a few updates on zeros of the data's shapes: an estimate that touches no private value."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data)
-    updates, best = 1, float("inf")
-    for _ in range(3):
-        copy = jax.tree.map(jnp.copy, state)
-        start = time.perf_counter()
-        jax.block_until_ready(program.run(copy, keys, zeros, jnp.asarray(updates, jnp.int32)))
-        best = min(best, (time.perf_counter() - start) / updates)
-        updates = 3
-    return best
 
 
 def train(
@@ -136,12 +147,12 @@ def train(
       LedgerError: a charge could not be recorded; its updates were not run.
     """
     event, steps = sgd.plan.event, sgd.plan.steps
-    step, chunk, outcome = int(state.step), 1, Outcome.COMPLETE
+    step, outcome = int(state.step), Outcome.COMPLETE
     while step < steps:
         if should_stop():
             outcome = Outcome.INTERRUPTED
             break
-        n = min(chunk, steps - step, max(1, until(step) - step))
+        n = min(program.chunk, steps - step, max(1, until(step) - step))
         if charged > step:
             n = min(n, charged - step)  # a repeat of what was charged before a crash
         else:
@@ -156,8 +167,6 @@ def train(
         seconds = time.perf_counter() - start
         step += n
         after_chunk(ChunkReport(step, n, seconds, metrics, budget.epsilon), state)
-        # At most double, so that one slow second does not make an endless chunk.
-        chunk = max(1, min(2 * chunk, int(_CHUNK_SECONDS * n / max(seconds, 1e-9)), _MAX_CHUNK))
     if int(state.step) != step or charged < step or (outcome is not Outcome.INTERRUPTED and charged != step):
         raise IntegrityError(f"{charged} updates are charged but {int(state.step)} were done; do not publish this run")
     return state, outcome

@@ -134,7 +134,10 @@ def test_parsing_any_bytes_raises_named_errors_only(raw, rank):
     assert array.nbytes == len(raw) - 4 - 4 * rank
 
 
-ROW = "39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, 2174, 0, 40, United-States, <=50K"
+ROW = (
+    "39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, "
+    "2174, 0, 40, United-States, <=50K"
+)
 
 
 def test_adult_rows():
