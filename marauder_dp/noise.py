@@ -47,11 +47,11 @@ def gaussian_noise(stddev: float) -> optax.GradientTransformationExtraArgs:
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """float32 draws from N(0, 1) whose tails reach 9.1 standard deviations.
 
-    `jax.random.normal` inverts 23 random bits: it never exceeds 5.42, and is coarse well before that. An
-    outcome that one neighbour can produce and the other can't is a δ that no accountant has charged (about
-    3e-6 a release at σ = 1, in the worst direction). Here 63 random bits give the distance u from the nearer
-    tail, at full float32 precision however small it is, and one more the sign: |z| = −Φ⁻¹(u/2), cut off
-    where the probability is 2⁻⁶³. It costs the same.
+    `jax.random.normal` inverts 23 random bits: it lies in [−5.42, 5.22], and is coarse well before its ends. An
+    outcome that one neighbour can produce and the other can't is a δ that no accountant has charged: up to
+    Φ(−4.22) = 1.2e-5 a release at σ = 1, in the worst direction and before sampling. Here 63 random bits give the
+    distance u from the nearer tail, at full float32 precision however small it is, and one more the sign:
+    |z| = −Φ⁻¹(u/2), cut off where the probability is 2⁻⁶³. It costs the same.
     """
     words = jax.random.bits(key, (2, *shape), jnp.uint32)
     high = (words[0] >> 1).astype(jnp.float32)

@@ -41,7 +41,7 @@ def test_tails_hold_as_many_draws_as_they_should(draws):
 
 
 def test_extreme_words_reach_nine_standard_deviations(monkeypatch):
-    """The draw with all-zero words is the farthest: far beyond the 5.42 of jax.random.normal, and finite."""
+    """The draw with all-zero words is the farthest: far beyond the 5.42 of `jax.random.normal`, and finite."""
     extremes = jnp.array([[0, 1, 0xFFFFFFFF, 0xFFFFFFFE], [0, 0, 0xFFFFFFFF, 0xFFFFFFFF]], jnp.uint32)
     monkeypatch.setattr(jax.random, "bits", lambda *_: extremes)
     z = np.asarray(standard_normal(jax.random.key(0), (4,)))

@@ -1,0 +1,38 @@
+"""Every Python block that a user reads is run; every command that is shown exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "documentation", "exec"), {"__name__": "documentation"})
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 3
+
+
+def test_files_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:marauder_dp|accountants)/\w+\.py)`", text):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert (ROOT / "accountants" / name).is_file(), name
+
+
+def test_make_targets_that_the_readme_names_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for name in re.findall(r"\bmake ([\w-]+)", (ROOT / "README.md").read_text(encoding="utf-8").split("Licence")[0]):
+        assert name in targets or name in ("sure",), name
