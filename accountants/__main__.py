@@ -51,11 +51,8 @@ def _epsilon(args: argparse.Namespace) -> int:
         "order": order,
         "neighbouring_relation": args.neighbouring_relation,
     }
-    return _show(
-        args,
-        result,
-        f"ε ≤ {epsilon:.6g} at δ = {args.delta:g} under {args.neighbouring_relation} ({accountant.name}, order {order:g})",
-    )
+    how = f"under {args.neighbouring_relation} ({accountant.name}, order {order:g})"
+    return _show(args, result, f"ε ≤ {report.upper(epsilon, 6)} at δ = {args.delta:g} {how}")
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -76,11 +73,8 @@ def _calibrate(args: argparse.Namespace) -> int:
         "accountant": accountant.name,
         "neighbouring_relation": args.neighbouring_relation,
     }
-    return _show(
-        args,
-        result,
-        f"noise multiplier {noise_multiplier:.6g} gives ε ≤ {epsilon:.6g} at δ = {args.delta:g} ({accountant.name})",
-    )
+    meets = f"ε ≤ {report.upper(epsilon, 6)} at δ = {args.delta:g} ({accountant.name})"
+    return _show(args, result, f"noise multiplier {noise_multiplier!r} gives {meets}")
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -93,7 +87,8 @@ def _report(args: argparse.Namespace) -> int:
     document = report.privacy_document(contents, args.delta)
     if args.statement:
         return _show(args, document, statement(document))
-    return _show(args, document, report.text_table(report.breakdown_of(contents, args.delta)))
+    table = report.text_table(report.breakdown_of(contents, args.delta))
+    return _show(args, document, "\n".join([*report.caveats(contents.public), table]))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -132,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
             choices=[str(relation) for relation in NeighbouringRelation],
             default=str(NeighbouringRelation.ADD_OR_REMOVE_ONE),
         )
-        sub.add_argument("--accountant", choices=["auto", "rdp"], default="auto", help="auto: the tightest that applies")
+        sub.add_argument("--accountant", choices=["auto", "rdp"], default="auto", help="auto is the tightest there is: rdp")
 
     epsilon = command("epsilon", _epsilon, "The ε of a Poisson-sampled Gaussian mechanism (DP-SGD).")
     epsilon.add_argument("--noise_multiplier", type=float, required=True, metavar="S", help="noise / clip norm")
@@ -146,7 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     show = command("report", _report, "Spend by component of a ledger.")
     show.add_argument("ledger", metavar="LEDGER")
     show.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
-    show.add_argument("--statement", action="store_true", help="print the privacy statement (Markdown) instead of the table")
+    show.add_argument(
+        "--statement",
+        action="store_true",
+        help="print the privacy statement (Markdown); a ledger alone lacks what a run's own privacy.md adds",
+    )
 
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
     verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")

@@ -11,10 +11,10 @@ from accountants.rdp import RdpAccountant
 
 
 class Budget:
-    """The one road by which a program charges a ledger.
+    """Charges a ledger under a ceiling.
 
-    The check uses the ledger's whole history, earlier processes included, so that resuming or appending to
-    a ledger can't start from a clean slate.
+    Every check uses the ledger's whole history: earlier processes, other budgets on the same ledger, and
+    charges made past all of them.
 
     Attributes:
       epsilon_ceiling: infinite where there is none.
@@ -39,16 +39,18 @@ class Budget:
         self.delta = open_unit(delta, "delta")
         self._ledger = ledger
         self._accountant = RdpAccountant(neighbouring_relation=ledger.contents.neighbouring_relation)
-        for charge in ledger.contents.charges:
-            self._accountant.compose(charge.event, charge.count)
+        self._seen = 0
+        self._catch_up()
 
     @property
     def epsilon(self) -> float:
         """Upper bound of what has been charged so far, at `delta`."""
+        self._catch_up()
         return self._accountant.get_epsilon(self.delta)
 
     def epsilon_after(self, event: Any, count: int = 1) -> float:
         """Upper bound of ε if `event` were charged `count` times more. Charges nothing."""
+        self._catch_up()
         total = self._accountant.rdp + self._accountant.divergence(event, count)
         return self._accountant.convert(total, self.delta)[0]
 
@@ -66,10 +68,16 @@ class Budget:
           LedgerError: it could not be recorded.
         """
         after = self.epsilon_after(event, count)
-        if after > self.epsilon_ceiling:
+        if not after <= self.epsilon_ceiling:
             raise BudgetExceededError(
                 f"charging {path} ({count} more) would bring epsilon to {after:.4g} at delta = {self.delta:g}, "
                 f"above the ceiling of {self.epsilon_ceiling:g}; nothing was released"
             )
         self._ledger.charge(path, event, count)
-        self._accountant.compose(event, count)
+
+    def _catch_up(self) -> None:
+        """Composes what the ledger has gained since the last look."""
+        charges = self._ledger.contents.charges
+        for charge in charges[self._seen :]:
+            self._accountant.compose(charge.event, charge.count)
+        self._seen = len(charges)

@@ -34,6 +34,7 @@ _ROUNDS = 10
 # keeps every reported ε an upper bound.
 _ROUND_UP_RELATIVE = 1e-9
 _ROUND_UP_ABSOLUTE = 1e-12
+_ROUND_UP_DELTA = 1e-6
 
 _LOG_DELTA_MIN = math.log(1e-300)
 
@@ -49,32 +50,42 @@ def epsilon(orders: Array, rdp: Array, delta: float, conversion: str = "tight") 
 
     Returns:
       (ε ≥ 0, possibly infinite; the order).
+
+    Raises:
+      InvalidEventError: `rdp` holds a NaN, or there is no such conversion.
     """
-    values = _CONVERSIONS[check_name(conversion)](orders, rdp, delta)
-    best = int(np.argmin(values))
-    value = float(values[best])
-    if value > 0:
+    value, order = _best(orders, rdp, delta, conversion)
+    if rdp.any():  # otherwise nothing was released, and zero is exact
         value = value * (1 + _ROUND_UP_RELATIVE) + _ROUND_UP_ABSOLUTE
-    return max(value, 0.0), float(orders[best])
+    return value, order
 
 
 def delta(orders: Array, rdp: Array, epsilon_: float, conversion: str = "tight") -> float:
-    """The smallest δ at which `epsilon` does not exceed `epsilon_`, by bisection in log δ; 1.0 if there is none.
+    """The smallest δ at which ε does not exceed `epsilon_`, by bisection in log δ and rounded up; 1.0 if there is none.
 
-    The result is on the safe side: `epsilon(orders, rdp, result)` ≤ `epsilon_`. Never below 1e-300.
+    Never below 1e-300.
     """
     low, high = _LOG_DELTA_MIN, math.log1p(-1e-12)
-    if epsilon(orders, rdp, math.exp(high), conversion)[0] > epsilon_:
+    if _best(orders, rdp, math.exp(high), conversion)[0] > epsilon_:
         return 1.0
-    if epsilon(orders, rdp, math.exp(low), conversion)[0] <= epsilon_:
+    if _best(orders, rdp, math.exp(low), conversion)[0] <= epsilon_:
         return math.exp(low)
     while high - low > 1e-10 * max(1.0, abs(high)):
         middle = 0.5 * (low + high)
-        if epsilon(orders, rdp, math.exp(middle), conversion)[0] <= epsilon_:
+        if _best(orders, rdp, math.exp(middle), conversion)[0] <= epsilon_:
             high = middle
         else:
             low = middle
-    return math.exp(high)
+    return min(1.0, math.exp(high) * (1 + _ROUND_UP_DELTA))
+
+
+def _best(orders: Array, rdp: Array, delta_: float, conversion: str) -> tuple[float, float]:
+    """ε before rounding up, and the order it came from."""
+    if np.isnan(rdp).any():
+        raise InvalidEventError("a Rényi divergence is not a number; refusing to turn it into an epsilon")
+    values = _CONVERSIONS[check_name(conversion)](orders, rdp, delta_)
+    best = int(np.argmin(values))
+    return max(float(values[best]), 0.0), float(orders[best])
 
 
 def check_name(conversion: str) -> str:

@@ -14,6 +14,7 @@ it and records that it did.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accountants.errors import AccountingError, LedgerError
+from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.events import DpEvent, NeighbouringRelation, as_event, as_relation, from_dict, to_dict, whole
 
 SCHEMA = 1
@@ -31,9 +32,11 @@ GENESIS = "0" * 64
 """`prev` of the first line."""
 
 _PATH = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
+_LINE_START = b'{"'
 _FIELDS = {
     "header": {"kind", "schema", "time", "prev", "hash", "neighbouring_relation", "unit", "public"},
-    "charge": {"kind", "time", "prev", "hash", "path", "event", "count"},
+    # No time of day here: how long a chunk of training took depends on the examples that were drawn.
+    "charge": {"kind", "prev", "hash", "path", "event", "count"},
     "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
 }
 
@@ -150,8 +153,10 @@ class Ledger:
           LedgerError: the path is malformed, or writing failed: release nothing.
         """
         event, count = as_event(event), whole(count, "count")
-        if not _PATH.fullmatch(path):
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
             raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r}")
+        if from_dict(to_dict(event)) != event:
+            raise InvalidEventError(f"{event!r:.80} can't be written and read back")
         digest = self._append({"kind": "charge", "path": path, "event": to_dict(event), "count": count})
         self._contents = dataclasses.replace(
             self._contents,
@@ -180,35 +185,22 @@ class Ledger:
             raise LedgerError(f"can't open the ledger {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise LedgerError(f"can't lock the ledger {self.path}: {error.strerror}") from error
             raise LedgerError(
-                f"the ledger {self.path} is in use by another process; wait for that run to end or choose another workdir"
+                f"the ledger {self.path} is in use by another process; wait for that run to end or use another folder"
             ) from None
         return fd
 
     def _load(self, relation: NeighbouringRelation, unit: str, public: Mapping[str, Any] | None) -> None:
-        raw = self.path.read_bytes()
+        """Verifies what is there, refuses other terms, and only then drops a torn last line or starts a header."""
+        declared = _json_ready(public or {})
+        raw = self._read()
         contents = _parse(raw)
-        self.recovered = raw if contents is None else contents.torn
-        if self.recovered:
-            self._truncate(len(raw) - len(self.recovered))
-        if contents is None:
-            declared = dict(public or {})
-            header = {
-                "kind": "header",
-                "schema": SCHEMA,
-                "neighbouring_relation": str(relation),
-                "unit": unit,
-                "public": declared,
-            }
-            self._contents = LedgerContents(relation, unit, declared, (), (GENESIS,))
-            digest = self._append(header)
-            self._contents = dataclasses.replace(self._contents, hashes=(digest,))
-            _sync_folder(self.path.parent)
-        else:
-            self._contents = dataclasses.replace(contents, torn=b"")
-            terms = {"neighbouring_relation": relation, "unit": unit, **({} if public is None else public)}
+        if contents is not None:
+            terms = {"neighbouring_relation": relation, "unit": unit, **({} if public is None else declared)}
             begun = {"neighbouring_relation": contents.neighbouring_relation, "unit": contents.unit}
             begun |= contents.public if public is not None else {}
             differing = sorted(name for name in terms.keys() | begun.keys() if terms.get(name) != begun.get(name))
@@ -219,17 +211,35 @@ class Ledger:
                     "start another ledger for other terms",
                     line=1,
                 )
+        self.recovered = raw if contents is None else contents.torn
+        if self.recovered:
+            self._truncate(len(raw) - len(self.recovered))
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if contents is None:
+            header = {"kind": "header", "schema": SCHEMA, "time": now, "unit": unit, "public": declared}
+            header["neighbouring_relation"] = str(relation)
+            self._contents = LedgerContents(relation, unit, declared, (), (GENESIS,))
+            self._contents = dataclasses.replace(self._contents, hashes=(self._append(header),))
+            sync_folder(self.path.parent)
+        else:
+            self._contents = dataclasses.replace(contents, torn=b"")
         if self.recovered:
             dropped = hashlib.sha256(self.recovered).hexdigest()
-            record = {"kind": "recovered", "dropped_bytes": len(self.recovered), "dropped_sha256": dropped}
+            record = {"kind": "recovered", "time": now, "dropped_bytes": len(self.recovered), "dropped_sha256": dropped}
             digest = self._append(record)
             self._contents = dataclasses.replace(self._contents, hashes=(*self._contents.hashes, digest))
+
+    def _read(self) -> bytes:
+        """The whole file, through the descriptor that is locked."""
+        assert self._fd is not None
+        with open(os.dup(self._fd), "rb") as stream:
+            stream.seek(0)
+            return stream.read()
 
     def _append(self, record: dict[str, Any]) -> str:
         if self._fd is None or self._failed:
             raise LedgerError(f"the ledger {self.path} is closed{' after a failed write' * self._failed}; release nothing")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record = record | {"prev": self._contents.head, "time": now}
+        record = record | {"prev": self._contents.head}
         record["hash"] = _digest(record)
         line = _canonical(record) + b"\n"
         size = os.fstat(self._fd).st_size
@@ -255,9 +265,13 @@ class Ledger:
 def _parse(raw: bytes) -> LedgerContents | None:
     """Verifies every line; None if there is not one whole line."""
     body, newline, tail = raw.rpartition(b"\n")
-    if not newline:
+    lines = body.split(b"\n") if newline else []
+    if tail and not _is_torn(tail):
+        raise LedgerError(
+            f"line {len(lines) + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", len(lines) + 1
+        )
+    if not lines:
         return None
-    lines = body.split(b"\n")
     charges: list[Charge] = []
     hashes: list[str] = []
     header: dict[str, Any] = {}
@@ -272,13 +286,6 @@ def _parse(raw: bytes) -> LedgerContents | None:
                 charges.append(_charge(record))
         except AccountingError as error:
             raise LedgerError(f"line {number}: {error}", line=number) from error
-    if tail and _holds_an_object(tail):
-        # A write that was cut short lacks its closing brace. This one was whole, so it may have been released:
-        # dropping it could lower ε.
-        raise LedgerError(
-            f"line {len(lines) + 1}: the last line is whole but does not end in a newline (edited); restore it",
-            line=len(lines) + 1,
-        )
     return LedgerContents(
         neighbouring_relation=as_relation(header["neighbouring_relation"]),
         unit=header["unit"],
@@ -330,13 +337,30 @@ def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
     return record | {"hash": digest}
 
 
-def _holds_an_object(tail: bytes) -> bool:
-    """Whether a complete JSON value stands at the start of `tail`."""
-    try:
-        json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace").lstrip())
-    except (ValueError, RecursionError):
+def _is_torn(tail: bytes) -> bool:
+    """Whether a write of ours that was cut short can have left `tail`.
+
+    Such a tail begins as every line does and lacks the closing brace. One that holds a whole object was edited, and
+    may stand for a release: dropping it could lower ε.
+    """
+    if not (tail.startswith(_LINE_START) or _LINE_START.startswith(tail)):
         return False
-    return True
+    try:
+        json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _json_ready(public: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `public`, if JSON gives back what it is given."""
+    try:
+        copy = json.loads(json.dumps(dict(public), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise LedgerError(f"public facts must be plain JSON (no NaN, tuples or other types): {error}") from None
+    if copy != public:
+        raise LedgerError("public facts must be plain JSON: tuples and keys other than strings don't survive it")
+    return dict(copy)
 
 
 def _no_constant(name: str) -> None:
@@ -351,7 +375,8 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(record)).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes what was created, renamed or removed in `folder` survive a power cut."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

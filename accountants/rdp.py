@@ -43,6 +43,9 @@ def _default_orders() -> tuple[float, ...]:
     return tuple(np.concatenate([near_one, fractional, integer, large]).tolist())
 
 
+MAX_ORDER = 10**6
+"""Work and memory grow with the order."""
+
 DEFAULT_ORDERS = _default_orders()
 """Fine where DP-SGD has its optimum, and up to 16384 for very small ε."""
 
@@ -69,7 +72,7 @@ class RdpAccountant:
         """Starts with nothing composed.
 
         Args:
-          orders: Rényi orders, each finite and > 1; integer and fractional ones may be mixed.
+          orders: Rényi orders, each > 1 and at most 10^6; integer and fractional ones may be mixed.
           neighbouring_relation: the relation under which every answer is meant.
           conversion: "tight" (Asoodeh et al. 2021) or "classic" (Mironov 2017); see `conversion.py`.
 
@@ -112,7 +115,7 @@ class RdpAccountant:
     def get_delta(self, epsilon: float) -> float:
         """Upper bound of δ at `epsilon` ≥ 0, never below 1e-300: the inverse of `get_epsilon`."""
         if epsilon == math.inf:
-            return math.exp(-690)
+            epsilon = float(np.finfo(np.float64).max)
         return conversions.delta(np.asarray(self.orders), self._rdp, non_negative(epsilon, "epsilon"), self.conversion)
 
     def convert(self, rdp: Array, delta: float) -> tuple[float, float]:
@@ -130,8 +133,8 @@ def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
         result = tuple(float(order) for order in orders)
     except (TypeError, ValueError):
         raise InvalidEventError(f"orders must be a list of numbers > 1; got {orders!r:.80}") from None
-    if not result or not all(math.isfinite(order) and order > 1 for order in result):
-        raise InvalidEventError(f"orders must be finite numbers > 1, at least one; got {orders!r:.80}")
+    if not result or not all(1 < order <= MAX_ORDER for order in result):
+        raise InvalidEventError(f"orders must be numbers in (1, {MAX_ORDER:,}], at least one; got {orders!r:.80}")
     return result
 
 
@@ -150,7 +153,8 @@ def event_rdp(event: DpEvent, orders: tuple[float, ...], relation: NeighbouringR
     Raises:
       UnsupportedEventError: no valid bound is known here for this event under this relation.
     """
-    result = _event_rdp(event, orders, relation)
+    with np.errstate(over="ignore", divide="ignore"):  # infinities are meant; a NaN would be refused later
+        result = _event_rdp(event, orders, relation)
     result.setflags(write=False)
     return result
 
@@ -179,7 +183,8 @@ def _event_rdp(event: DpEvent, orders: tuple[float, ...], relation: Neighbouring
 
 def _poisson_sampled(q: float, inner: DpEvent, orders: tuple[float, ...], relation: NeighbouringRelation) -> Array:
     alpha = np.asarray(orders)
-    if q == 0 or isinstance(inner, NoOpDpEvent):
+    sigma = _equivalent_gaussian(inner)
+    if q == 0 or sigma == math.inf:
         return np.zeros_like(alpha)
     if q == 1:
         return event_rdp(inner, orders, relation).copy()
@@ -192,7 +197,6 @@ def _poisson_sampled(q: float, inner: DpEvent, orders: tuple[float, ...], relati
         )
     if isinstance(inner, LaplaceDpEvent):
         return renyi.sampled_laplace(alpha, inner.noise_multiplier, q)
-    sigma = _equivalent_gaussian(inner)
     if sigma is None:
         raise UnsupportedEventError(
             f"the Rényi accountant has no bound for Poisson sampling of {type(inner).__name__} other than "
@@ -202,28 +206,35 @@ def _poisson_sampled(q: float, inner: DpEvent, orders: tuple[float, ...], relati
 
 
 def _equivalent_gaussian(event: DpEvent) -> float | None:
-    """σ of the one Gaussian event that equals `event`, several Gaussians on the same sample: 1/σ² = Σ 1/σᵢ²."""
-    precision = _precision(event)
-    if precision is None:
+    """σ of the one Gaussian event that equals `event`, several Gaussians on the same sample: 1/σ² = Σ 1/σᵢ².
+
+    Infinite where nothing is released, None where `event` is not made of Gaussians alone.
+    """
+    parts = _gaussians(event)
+    if parts is None:
         return None
-    return math.inf if precision == 0 else 1 / math.sqrt(precision)
+    least = min((sigma for sigma, _ in parts), default=math.inf)
+    if least in (0, math.inf):
+        return least
+    return least / math.sqrt(sum(count * (least / sigma) ** 2 for sigma, count in parts))
 
 
-def _precision(event: DpEvent) -> float | None:
+def _gaussians(event: DpEvent, count: int = 1) -> list[tuple[float, int]] | None:
+    """(σ, how often) of each Gaussian in `event`, or None if there is anything else."""
     match event:
         case NoOpDpEvent():
-            return 0.0
+            return []
         case GaussianDpEvent(noise_multiplier=sigma):
-            return math.inf if sigma == 0 else (1 / sigma) ** 2
-        case SelfComposedDpEvent(event=inner, count=count):
-            single = _precision(inner)
-            return None if single is None else (0.0 if count == 0 else count * single)
+            return [(sigma, count)] if count else []
+        case SelfComposedDpEvent(event=inner, count=times):
+            return _gaussians(inner, count * times)
         case ComposedDpEvent(events=events):
-            parts = [_precision(inner) for inner in events]
-            return None if None in parts else math.fsum(part for part in parts if part is not None)
+            parts = [_gaussians(inner, count) for inner in events]
+            return None if None in parts else [pair for part in parts if part for pair in part]
     return None
 
 
 def _times(rdp: Array, count: int) -> Array:
     """count · rdp with 0 · ∞ = 0."""
-    return rdp * count if count else np.zeros_like(rdp)
+    with np.errstate(over="ignore"):
+        return rdp * count if count else np.zeros_like(rdp)

@@ -1,7 +1,9 @@
 r"""Rényi divergences of single mechanisms, at integer and fractional orders.
 
 A mechanism is described by its worst pair of output distributions, P with and Q without the unit. Every
-function returns, for each order α > 1, the larger of D_α(P‖Q) and D_α(Q‖P).
+function returns, for each order α > 1, the larger of D_α(P‖Q) and D_α(Q‖P); where a reflection exchanges the
+unsampled pair, as it does for Gaussian and Laplace noise, that is the direction (mixture, base) of the sampled
+pair (Mironov, Talwar, Zhang 2019, Theorem 5).
 
 For a Poisson-sampled mechanism the pair is ((1−q)Q + qP, Q) and the quantity to find is
 A_α = E_Q[(1 + u)^α] with u = q(P/Q − 1). Because E_Q[u] = 0,
@@ -10,13 +12,14 @@ A_α = E_Q[(1 + u)^α] with u = q(P/Q − 1). Because E_Q[u] = 0,
 
 an integral of a *positive* function: nothing cancels however close A_α is to 1, and there are none of
 the alternating signs of the binomial series at fractional orders, which is where other implementations
-go wrong. D_α = log1p(A_α − 1)/(α − 1). The reverse direction is the same with exponent 1 − α.
+go wrong. D_α = log1p(A_α − 1)/(α − 1).
 
-Accuracy: relative error below 1e-10 (see `tests/accountants/test_renyi.py`, against 50-digit quadrature).
+Accuracy: relative error below 1e-10 (see `tests/accountants/test_renyi.py`, against 40-digit quadrature). What
+underflows is reported as the smallest normal float, never as zero.
 
 Sources: Mironov 2017 (Table II: Gaussian, Laplace); Mironov, Talwar, Zhang 2019 (sampled Gaussian: sections
-3.1 to 3.3; Theorem 5: the direction (mixture, base) is the larger one); Wang, Balle, Kasiviswanathan 2019
-(convexity of (α−1)D_α in α, used only where quadrature would be too large).
+3.1 to 3.3); Wang, Balle, Kasiviswanathan 2019 (convexity of (α−1)D_α in α, used only where quadrature would be
+too large).
 """
 
 import math
@@ -27,6 +30,7 @@ from scipy.special import gammaln, logsumexp
 
 Array = NDArray[np.float64]
 
+_SMALLEST = float(np.finfo(np.float64).tiny)
 _TAIL = 12.0  # standard deviations kept beyond the outermost peak: exp(-72) of the mass is left out
 _MAX_NODES = 1_000_000  # of one quadrature; beyond it an upper bound from integer orders is used
 _MAX_PANELS = 4096  # of the sampled Laplace quadrature; beyond it the pure-DP bound is used
@@ -38,7 +42,7 @@ def gaussian(orders: ArrayLike, noise_multiplier: float) -> Array:
     if noise_multiplier == 0:
         return np.full_like(orders, np.inf)
     with np.errstate(over="ignore"):
-        return orders / (2.0 * noise_multiplier) / noise_multiplier
+        return np.maximum(orders / (2.0 * noise_multiplier) / noise_multiplier, _SMALLEST)
 
 
 def laplace(orders: ArrayLike, noise_multiplier: float) -> Array:
@@ -77,7 +81,7 @@ def sampled_gaussian(orders: ArrayLike, noise_multiplier: float, sampling_probab
     if not integer.all():
         fractional = orders[~integer]
         step = min(0.1, sigma / 3)
-        if (2 * _TAIL + fractional.max() / sigma) / step <= _MAX_NODES:
+        if (2 * _TAIL + float(fractional.max()) / sigma) / step <= _MAX_NODES:
             result[~integer] = _sampled_gaussian_quadrature(fractional, sigma, q, step)
         else:
             result[~integer] = _between_integer_orders(fractional, sigma, q)
@@ -85,21 +89,20 @@ def sampled_gaussian(orders: ArrayLike, noise_multiplier: float, sampling_probab
 
 
 def sampled_laplace(orders: ArrayLike, noise_multiplier: float, sampling_probability: float) -> Array:
-    """Poisson-sampled Laplace mechanism, add/remove or zero-out; both directions are evaluated. (k,) → (k,)."""
+    """Poisson-sampled Laplace mechanism, add/remove or zero-out. (k,) → (k,)."""
     orders, q, b = np.asarray(orders, np.float64), sampling_probability, noise_multiplier
     if q == 0:
         return np.zeros_like(orders)
     if q == 1 or b == 0 or not np.isfinite(1 / b):
         return laplace(orders, b)
-    # The largest |log ratio| of the sampled pair, in either direction: the limit α → ∞.
-    log_up = float(np.logaddexp(math.log1p(-q), math.log(q) + 1 / b))
-    log_down = math.log1p(q * math.expm1(-1 / b))
-    pure = max(log_up, -log_down)
-    result = np.full_like(orders, pure)
+    # The log ratio of the sampled pair lies in [low, high]; the higher end is the limit α → ∞.
+    high = float(np.logaddexp(math.log1p(-q), math.log(q) + 1 / b))
+    low = math.log1p(q * math.expm1(-1 / b))
+    result = np.full_like(orders, max(high, _SMALLEST))
     for i, order in enumerate(orders):
-        panels = math.ceil((order * (log_up - log_down) + 1 / b) / 2)
+        panels = (order * (high - low) + 1 / b) / 2
         if panels <= _MAX_PANELS:
-            result[i] = min(pure, _sampled_laplace_quadrature(float(order), b, q, panels))
+            result[i] = min(result[i], _sampled_laplace_quadrature(float(order), b, q, math.ceil(panels)))
     return result
 
 
@@ -110,9 +113,9 @@ def _sampled_gaussian_integer(orders: Array, sigma: float, q: float) -> Array:
     top = int(orders.max())
     log_factorial = gammaln(np.arange(top + 1) + 1.0)
     k = np.arange(2, top + 1, dtype=np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):
         exponent = k * (k - 1) / (2 * sigma) / sigma
-    log_term = exponent + np.log(-np.expm1(-exponent)) - log_factorial[2:] + k * math.log(q)
+        log_term = exponent + np.log(-np.expm1(-exponent)) - log_factorial[2:] + k * math.log(q)
     result = np.empty_like(orders)
     for i, alpha in enumerate(orders.astype(np.int64)):
         upto = alpha - 1  # terms k = 2..alpha
@@ -136,7 +139,8 @@ def _between_integer_orders(orders: Array, sigma: float, q: float) -> Array:
     """Upper bound: (α−1)D_α is convex in α, so a chord between integer orders lies above it."""
     low = np.floor(orders)
     high = low + 1
-    at_low = np.where(low > 1, _sampled_gaussian_integer(np.maximum(low, 2), sigma, q) * (low - 1), 0.0)
+    above = np.maximum(low, 2)  # at order 1 the product (α−1)D_α is zero
+    at_low = np.where(low > 1, _sampled_gaussian_integer(above, sigma, q) * (above - 1), 0.0)
     at_high = _sampled_gaussian_integer(high, sigma, q) * (high - 1)
     with np.errstate(invalid="ignore"):
         chord = at_low + (orders - low) * (at_high - at_low)
@@ -144,7 +148,7 @@ def _between_integer_orders(orders: Array, sigma: float, q: float) -> Array:
 
 
 def _sampled_laplace_quadrature(order: float, b: float, q: float, panels: int) -> float:
-    """Two atoms of the ratio outside [0, 1], Gauss–Legendre in between; both directions."""
+    """Two atoms of the ratio outside [0, 1], Gauss–Legendre in between."""
     nodes, weights = np.polynomial.legendre.leggauss(16)
     edges = np.linspace(0.0, 1.0, panels + 1)
     x = (edges[:-1, None] + (nodes + 1) / (2 * panels)).ravel()
@@ -157,8 +161,8 @@ def _sampled_laplace_quadrature(order: float, b: float, q: float, panels: int) -
         ]
     )
     u, log1p_u = _sampled_ratio(log_ratio, q)
-    logs = [_logsumexp(log_weight + _log_bernoulli_gap(power, u, log1p_u)) for power in (order, 1 - order)]
-    return float(_divergence(np.array([max(logs)]), np.array([order]))[0])
+    log_a_minus_one = _logsumexp(log_weight + _log_bernoulli_gap(order, u, log1p_u))
+    return float(_divergence(np.array([log_a_minus_one]), np.array([order]))[0])
 
 
 def _sampled_ratio(log_ratio: Array, q: float) -> tuple[Array, Array]:
@@ -169,11 +173,11 @@ def _sampled_ratio(log_ratio: Array, q: float) -> tuple[Array, Array]:
 
 
 def _log_bernoulli_gap(power: float, u: Array, log1p_u: Array) -> Array:
-    """log[(1 + u)^p − 1 − p·u] for u > −1 and p > 1 or p < 0, to full relative accuracy; −∞ at u = 0."""
+    """log[(1 + u)^p − 1 − p·u] for u > −1 and p > 1, to full relative accuracy; −∞ at u = 0."""
     gap = np.empty_like(u)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         exponent = power * log1p_u
-        small = np.abs(u) * max(abs(power), 1.0) < 0.1
+        small = np.abs(u) * power < 0.1
         large = ~small & ((exponent > 30) | (u > 1e100))
         middle = ~small & ~large
         # Small: u² times a Taylor series whose terms fall by more than 10 each.
@@ -185,13 +189,10 @@ def _log_bernoulli_gap(power: float, u: Array, log1p_u: Array) -> Array:
         # Middle: the form (1+u)((1+u)^{p−1} − 1) − (p−1)u stays accurate as p → 1.
         v = u[middle]
         gap[middle] = np.log((1 + v) * np.expm1((power - 1) * log1p_u[middle]) - (power - 1) * v)
-        # Large: (1+u)^p times what is left of 1 after the linear term; for p < 0 the linear term is all there is.
+        # Large: (1+u)^p times what is left of 1 after the linear term.
         lead, base = exponent[large], log1p_u[large]
-        if power > 1:
-            rest = -np.expm1(math.log1p(power - 1) - (power - 1) * base) + (power - 1) * np.exp(-lead)
-            gap[large] = lead + np.log(rest)
-        else:
-            gap[large] = math.log(-power) + base
+        rest = -np.expm1(math.log1p(power - 1) - (power - 1) * base) + (power - 1) * np.exp(-lead)
+        gap[large] = lead + np.log(rest)
     return gap
 
 
@@ -210,7 +211,7 @@ def _log_exp_minus_linear(y: Array) -> Array:
 
 def _divergence(log_a_minus_one: Array, orders: Array) -> Array:
     """log(A)/(α − 1) from log(A − 1)."""
-    return np.logaddexp(0.0, log_a_minus_one) / (orders - 1)
+    return np.maximum(np.logaddexp(0.0, log_a_minus_one) / (orders - 1), _SMALLEST)
 
 
 def _logsumexp(logs: Array) -> float:

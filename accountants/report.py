@@ -1,5 +1,6 @@
 """Showing a breakdown to people (text) and to programs (`privacy.json`), and checking the latter."""
 
+import decimal
 import json
 import math
 import os
@@ -24,6 +25,7 @@ _DERIVED = (
     "conversion_term",
     "components",
     "worst_case_tpr_at_fpr_1_percent",
+    "bound",
 )
 
 
@@ -37,6 +39,13 @@ def breakdown_of(contents: LedgerContents, delta: float | None = None) -> Breakd
     if delta is None:
         raise LedgerError("this ledger declares no delta; give one with --delta")
     return break_down(contents.charges, open_unit(delta, "delta"), neighbouring_relation=contents.neighbouring_relation)
+
+
+def caveats(public: Mapping[str, Any]) -> list[str]:
+    """What the declared facts of a ledger take away from its ε."""
+    if public.get("reproducible_noise"):
+        return ["GUARANTEE VOID for anyone who knows the seed: this run used --reproducible_noise. Never publish it."]
+    return []
 
 
 def text_table(breakdown: Breakdown) -> str:
@@ -94,6 +103,9 @@ def privacy_document(
 def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, Any]:
     """Checks a ledger's chain, or re-derives every figure of a privacy.json from its events.
 
+    What stands under `facts` in a privacy.json is the word of the program that wrote it; there is nothing to check
+    it against.
+
     Args:
       path: of either.
       head: what the head must be, to detect truncation or a rewritten chain.
@@ -132,7 +144,9 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
         )
         derived = privacy_document(contents, open_unit(document["delta"], "delta"))
         differing = [key for key in _DERIVED if not _close(document[key], derived[key])]
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        if isinstance(error, AccountingError):
+            raise
         raise LedgerError(f"not a whole privacy.json: {type(error).__name__} at {error}") from None
     if differing:
         raise LedgerError(
@@ -142,8 +156,14 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
     beside = path.parent / "ledger.jsonl"
     if beside.exists():
         ledger = read_ledger(beside)
-        same_terms = (ledger.unit, ledger.neighbouring_relation) == (contents.unit, contents.neighbouring_relation)
-        if ledger.head != head or aggregated(ledger.charges) != charges or not same_terms:
+        belongs = (
+            ledger.head == head
+            and aggregated(ledger.charges) == charges
+            and len(ledger.hashes) == document["ledger"].get("lines")
+            and (ledger.unit, ledger.neighbouring_relation) == (contents.unit, contents.neighbouring_relation)
+            and dict(ledger.public) == contents.public
+        )
+        if not belongs:
             raise LedgerError(f"it does not belong to the ledger beside it, whose head is {ledger.head}")
     return head, charges
 
@@ -175,6 +195,9 @@ def upper(value: float | str, digits: int = 4) -> str:
     value = float(value)
     if not math.isfinite(value) or value == 0:
         return "∞" if value else "0"
-    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
-    text = f"{math.ceil(value / step - 1e-9) * step:.{digits}g}"
-    return text
+    exact = decimal.Decimal(value)
+    rounded = round(exact, digits - 1 - exact.adjusted())
+    # A hair above is taken for float rounding, so that 3 + 1e-12 prints as 3.
+    if rounded < exact * (1 - decimal.Decimal("1e-9")):
+        rounded += decimal.Decimal(1).scaleb(exact.adjusted() + 1 - digits)
+    return f"{float(rounded):.{digits}g}"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from accountants.report import upper
+from accountants.report import caveats, upper
 from accountants.version import __version__
 
 ITEMS = {
@@ -49,7 +49,9 @@ def statement(document: Mapping[str, Any]) -> str:
       document: as `report.privacy_document` makes it.
     """
     facts = {**document["facts"], **_from_figures(document)}
-    lines = ["# Privacy statement", "", f"**{_headline(document)}**", ""]
+    lines = ["# Privacy statement", ""]
+    for text in (*caveats(document["ledger"]["public"]), _headline(document)):
+        lines += [f"**{text}**", ""]
     for number, (key, title) in enumerate(ITEMS.items(), start=1):
         lines += [f"## {number}. {title}", "", *_paragraphs(facts.get(key)), ""]
     lines += ["## Spend by component", "", *_component_rows(document), ""]
@@ -59,6 +61,8 @@ def statement(document: Mapping[str, Any]) -> str:
 def _headline(document: Mapping[str, Any]) -> str:
     if document["epsilon"] == "inf":
         return "No privacy guarantee: something was released without noise (ε is infinite)."
+    if caveats(document["ledger"]["public"]):
+        return f"Only for those who don't know the seed: ε ≤ {upper(document['epsilon'])} at δ = {document['delta']:g}."
     return (
         f"({upper(document['epsilon'])}, {document['delta']:g})-differential privacy for one {document['unit']}, "
         f"under {document['neighbouring_relation']}."
@@ -96,14 +100,14 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
     lines.append(
         "Someone who knows everything else and sees all that was released still can't tell well whether one "
         f"{document['unit']} was in the data: a test that is wrong about 1 % of absent ones finds at most "
-        f"{document['worst_case_tpr_at_fpr_1_percent']:.1%} of those present. Any outcome is at most "
+        f"{upper(100 * document['worst_case_tpr_at_fpr_1_percent'], 3)} % of those present. Any outcome is at most "
         f"{_factor(epsilon)} times as likely with the {document['unit']} as without, but for a probability of {delta:g}."
     )
     return lines
 
 
 def _factor(epsilon: float) -> str:
-    return f"{math.exp(epsilon):.3g}" if epsilon < 700 else f"e^{epsilon:.4g}"
+    return upper(math.exp(epsilon), 3) if epsilon < 700 else f"e^{upper(epsilon)}"
 
 
 def _component_rows(document: Mapping[str, Any]) -> list[str]:

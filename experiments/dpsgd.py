@@ -45,7 +45,9 @@ OPTIMIZER = flags.DEFINE_string("optimizer", None, f"Any optax optimizer: sgd, a
 OPTIMIZER_ARGS = flags.DEFINE_string("optimizer_args", None, "Its arguments, such as momentum=0.9.")
 LEARNING_RATE = flags.DEFINE_float("learning_rate", None, f"At its peak; {_PRESET}.")
 SCHEDULE = flags.DEFINE_string("learning_rate_schedule", None, f"constant or cosine; {_PRESET}.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the initial parameters; public, has nothing to do with the noise.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the initial parameters; public, has nothing to do with the noise.", lower_bound=0, upper_bound=2**32 - 1
+)
 REPRODUCIBLE_NOISE = flags.DEFINE_bool(
     "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
 )
@@ -99,8 +101,10 @@ def settings_from_flags() -> Settings:
                 raise PlanError(f"--{flag.name} means nothing with --private=false; leave one of them out")
     if EPSILON_CEILING.value is not None and NOISE_MULTIPLIER.value is None:
         raise PlanError("--epsilon_ceiling goes with --noise_multiplier; a run with --epsilon stops there anyway")
-    if EPSILON_CEILING.value is not None and not EPSILON_CEILING.value > 0:
-        raise PlanError(f"--epsilon_ceiling must be greater than 0; got {EPSILON_CEILING.value!r}")
+    if EPSILON_CEILING.value is not None and not 0 < EPSILON_CEILING.value < math.inf:
+        raise PlanError(f"--epsilon_ceiling must be a finite number greater than 0; got {EPSILON_CEILING.value!r}")
+    if not CHECKPOINT_SECONDS.value > 0:
+        raise PlanError(f"--checkpoint_seconds must be greater than 0; got {CHECKPOINT_SECONDS.value!r}")
     if STEPS.value is not None and EPOCHS.value is not None:
         raise PlanError("give --steps or --epochs, not both")
     calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
@@ -242,6 +246,7 @@ def prepare(settings: Settings) -> "Job":
         sgd=sgd,
         program=compile_program(sgd, state, fresh_keys(), data),
         initial=state,
+        # The target is the ceiling too, should planning ever be wrong.
         epsilon_ceiling=next((e for e in (settings.epsilon, settings.epsilon_ceiling) if e is not None), math.inf),
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
     )
@@ -284,11 +289,12 @@ def main() -> int:
 
 def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     """The end of a run, for people."""
-    from accountants.report import text_table
+    from accountants.report import caveats, text_table
 
     assert result.breakdown is not None
     folder = os.path.relpath(directory.path) if directory.path.is_relative_to(Path.cwd()) else str(directory.path)
-    print(f"\n{text_table(result.breakdown)}\n")
+    warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
+    print("", *warnings, text_table(result.breakdown), "", sep="\n")
     print(
         f"test accuracy  {result.test_accuracy:.2%} on {len(job.dataset.test_y):,} held-out examples, "
         f"after {result.steps:,} updates"

@@ -15,6 +15,9 @@ def run(main: Callable[[], int]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h", "-?"} & set(argv):
+        print(sys.modules["__main__"].__doc__ or "", flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(DONE)
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:

@@ -6,12 +6,11 @@ A checkpoint holds only what has been paid for: step, parameters, optimizer stat
 import dataclasses
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from accountants.ledger import LedgerContents
 from marauder_dp.dpsgd import TrainState
 from marauder_dp.errors import IntegrityError, MarauderError
-from marauder_dp.plan import GRADIENTS
 
 _KEEP = 2
 
@@ -23,10 +22,12 @@ class Restored:
     Attributes:
       state: as it was saved.
       ledger_head: of the ledger when it was saved.
+      damaged: steps of newer checkpoints that could not be read, and were removed.
     """
 
     state: TrainState
     ledger_head: str
+    damaged: tuple[int, ...] = ()
 
 
 class Checkpoints:
@@ -60,27 +61,36 @@ class Checkpoints:
             raise MarauderError(f"can't write a checkpoint to {self._folder}: {error}") from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint, or None if there is none.
+        """The newest checkpoint that can be read, or None if there is none at all.
+
+        Going back to an older one loses time only: the updates since are repeated as they were.
 
         Args:
           like: a state of the same shapes and types.
 
         Raises:
-          IntegrityError: it can't be read, or does not fit `like`.
+          IntegrityError: there are some, but none can be read or fits `like`.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        damaged: list[int] = []
+        reason = ""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._read(step, like)
+            except Exception as error:  # orbax raises whatever its storage layers raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                damaged.append(step)
+                continue
+            for other in damaged:
+                self._manager.delete(other)
+            return Restored(TrainState(**saved["state"]), str(saved["ledger"]["head"]), tuple(damaged))
+        if damaged:
+            raise IntegrityError(f"no checkpoint in {self._folder} can be read (steps {damaged}): {reason:.200}")
+        return None
+
+    def _read(self, step: int, like: TrainState) -> Any:
         args = self._ocp.args
-        try:
-            saved = self._manager.restore(
-                step,
-                args=args.Composite(state=args.StandardRestore(like._asdict()), ledger=args.JsonRestore()),
-            )
-            return Restored(TrainState(**saved["state"]), str(saved["ledger"]["head"]))
-        except Exception as error:  # orbax raises whatever its storage layers raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise IntegrityError(f"the checkpoint of step {step} in {self._folder} can't be read: {reason:.200}") from error
+        composite = args.Composite(state=args.StandardRestore(like._asdict()), ledger=args.JsonRestore())
+        return self._manager.restore(step, args=composite)
 
     def close(self) -> None:
         """Ends orbax's threads."""
@@ -93,8 +103,13 @@ class Checkpoints:
         self.close()
 
 
-def check_belongs(restored: Restored, ledger: LedgerContents) -> None:
+def check_belongs(restored: Restored, ledger: LedgerContents, paid: int) -> None:
     """Refuses a checkpoint that this ledger did not pay for.
+
+    Args:
+      restored: the checkpoint.
+      ledger: that should have paid.
+      paid: updates that it did pay for.
 
     Raises:
       IntegrityError: the ledger was cut short or exchanged.
@@ -105,5 +120,5 @@ def check_belongs(restored: Restored, ledger: LedgerContents) -> None:
             f"the checkpoint of step {step} belongs to a ledger with head {restored.ledger_head}, which this ledger does "
             "not contain: it was cut short or exchanged. Restore the ledger; nothing was released"
         )
-    if ledger.count(GRADIENTS) < step:
-        raise IntegrityError(f"the ledger charges {ledger.count(GRADIENTS)} updates but the checkpoint holds {step}")
+    if paid < step:
+        raise IntegrityError(f"the ledger charges {paid} updates but the checkpoint holds {step}")

@@ -7,14 +7,14 @@ noise and the accountant rest on. It does not depend on the model or on the loss
 
 | case | contribution |
 |---|---|
-| ‖g‖ ≤ C | g |
-| ‖g‖ > C | g · C/‖g‖ |
+| ‖g‖ < C(1 − 1e-6) | g |
+| otherwise | g · C(1 − 1e-6)/‖g‖: rounding of the norm can't push it above C |
 | masked out | 0, whatever the padding holds |
 | NaN or infinity anywhere in g, or ‖g‖² overflows float32 | 0; `norms` is NaN or infinite there |
 | g = 0 | 0, no division by zero |
 
-Norms, factors and sums are float32 whatever the type of the parameters. Scaled gradients aim at C(1 − 1e-6), so
-that rounding does not push them above C.
+Norms, factors and sums are float32 whatever the type of the parameters, and at full float32 precision where an
+accelerator's default for products is less.
 
 `loss_fn` sees one example at a time, so a loss that mixes examples can't be written.
 """
@@ -44,7 +44,7 @@ class ClippedGrad(NamedTuple):
     """What a `ClippedGradFn` returns. Everything here is private: only `sum` plus noise may be released.
 
     Attributes:
-      sum: pytree like the parameters, float32: Σ_i mask_i · min(1, C/‖g_i‖) · g_i.
+      sum: pytree like the parameters, float32: Σ_i mask_i · min(1, C/‖g_i‖) · g_i, up to the margin of 1e-6.
       norms: (batch,) float32, ‖g_i‖ before clipping; 0 where masked out, not finite where g_i isn't.
       losses: (batch,) float32; 0 where masked out.
     """
@@ -117,7 +117,8 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
     def weighted_sum(g: jax.Array) -> jax.Array:
         # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
         kept = jnp.where(use.reshape(-1, *[1] * (g.ndim - 1)), g, 0)
-        return jnp.tensordot(factors, kept, axes=1)
+        # The default precision of accelerators (TF32, bfloat16) would round by more than the margin below C.
+        return jnp.tensordot(factors, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return ClippedGrad(
         sum=jax.tree.map(weighted_sum, grads),
@@ -145,10 +146,11 @@ _METHODS: dict[str, Callable[[ClippedGradFn, PyTree, PyTree, jax.Array], Clipped
 
 
 def _clip_factors(norms: jax.Array, clip_norm: float) -> jax.Array:
-    """min(1, C/‖g‖), a hair below C/‖g‖ where it scales; no division by zero."""
+    """min(1, C(1 − margin)/‖g‖), without division by zero."""
     if math.isinf(clip_norm):
         return jnp.ones_like(norms)
-    return jnp.where(norms <= clip_norm, 1.0, clip_norm * (1 - _ROUNDING_MARGIN) / jnp.maximum(norms, clip_norm))
+    target = clip_norm * (1 - _ROUNDING_MARGIN)
+    return target / jnp.maximum(norms, target)
 
 
 def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from marauder_dp.clipping import ClippedGrad, LossFn, clipped_grad
+from marauder_dp.errors import PlanError
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
 from marauder_dp.sampling import micro_batch_ids, take
@@ -74,6 +75,10 @@ class DpSgd:
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
     micro_batch: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.micro_batch, int) or self.micro_batch < 1:
+            raise PlanError(f"micro_batch must be a whole number of at least 1; got {self.micro_batch!r}")
 
     @property
     def transformation(self) -> optax.GradientTransformationExtraArgs:

@@ -4,6 +4,8 @@ import ast
 import inspect
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from marauder_dp.errors import PlanError
@@ -42,9 +44,18 @@ def make_optimizer(
         known = ", ".join(parameter for parameter in _parameters(constructor) if parameter != "learning_rate")
         raise PlanError(f"optax.{name} has no argument {unknown[0]!r}; it has {known}")
     try:
-        return constructor(learning_rate=rate, **keywords)
-    except (TypeError, ValueError) as error:
-        raise PlanError(f"optax.{name} refuses its arguments: {error}") from error
+        optimizer = optax.with_extra_args_support(constructor(learning_rate=rate, **keywords))
+        jax.eval_shape(lambda: _one_update(optimizer))
+    except Exception as error:  # whatever optax or JAX make of wrong arguments
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PlanError(f"optax.{name}({arguments}) can't be used here: {reason:.200}") from error
+    return optimizer
+
+
+def _one_update(optimizer: optax.GradientTransformationExtraArgs) -> Any:
+    """What training will do with it, on one number: it may not need the loss or its value, which are private."""
+    params = {"w": jnp.ones(())}
+    return optimizer.update(params, optimizer.init(params), params, noise_key=jax.random.key(0))
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from accountants import calibration
-from accountants.errors import AccountingError, UnsupportedEventError
+from accountants.errors import AccountingError
 from accountants.events import (
     DpEvent,
     GaussianDpEvent,
@@ -49,8 +49,8 @@ class DpSgdPlan:
         object.__setattr__(self, "neighbouring_relation", as_relation(self.neighbouring_relation))
         for name in ("num_examples", "batch_size", "steps"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise PlanError(f"{name} must be a whole number of at least 1; got {value!r}")
+            if not isinstance(value, int) or not 1 <= value < 2**31:
+                raise PlanError(f"{name} must be a whole number from 1 to 2^31 - 1; got {value!r}")
         if self.batch_size > self.num_examples:
             raise PlanError(
                 f"batch_size = {self.batch_size} is larger than the data ({self.num_examples} examples); "
@@ -136,8 +136,6 @@ def plan_dpsgd(
             )
             plan = dataclasses.replace(plan, noise_multiplier=sigma)
         plan.epsilon()
-    except UnsupportedEventError as error:
-        raise PlanError(f"{error}") from error
     except AccountingError as error:
         raise PlanError(f"{error}") from error
     return plan

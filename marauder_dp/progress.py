@@ -4,15 +4,16 @@ import sys
 import time
 from typing import TextIO
 
+from marauder_dp.plan import DpSgdPlan
 from marauder_dp.training import ChunkReport
 
 
 class ProgressLine:
     """Shows step, private loss, ε so far against its target, speed and time left."""
 
-    def __init__(self, steps: int, epsilon_target: float, *, every_seconds: float = 10.0, stream: TextIO | None = None):
+    def __init__(self, plan: DpSgdPlan, epsilon_target: float, *, every_seconds: float = 10.0, stream: TextIO | None = None):
         """`epsilon_target` may be infinite; `every_seconds` counts only where the stream is not a terminal."""
-        self._steps = steps
+        self._plan = plan
         self._target = epsilon_target
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
@@ -23,10 +24,10 @@ class ProgressLine:
     def update(self, report: ChunkReport) -> None:
         """Shows `report`, unless the last one is too recent and training goes on."""
         now = time.monotonic()
-        if now - self._last < self._every and report.step < self._steps:
+        if now - self._last < self._every and report.step < self._plan.steps:
             return
         self._last = now
-        self._show(format_progress(report, self._steps, self._target))
+        self._show(format_progress(report, self._plan, self._target))
 
     def finish(self) -> None:
         """Ends the line."""
@@ -44,19 +45,20 @@ class ProgressLine:
         self._stream.flush()
 
 
-def format_progress(report: ChunkReport, steps: int, epsilon_target: float) -> str:
-    """The line itself."""
+def format_progress(report: ChunkReport, plan: DpSgdPlan, epsilon_target: float) -> str:
+    """The line itself. Speed is in *expected* examples: how many were drawn is private."""
+    steps = plan.steps
     seen = max(float(report.metrics.examples), 1.0)
     left = (steps - report.step) * report.seconds / report.updates
     line = (
         f"step {report.step:,}/{steps:,} ({report.step / steps:.0%})  "
         f"loss {float(report.metrics.loss) / seen:.3f} (private)  "
         f"ε {report.epsilon:.3f} / {epsilon_target:.3f}  "
-        f"{float(report.metrics.examples) / report.seconds:,.0f} examples/s  {_clock(left)} left"
+        f"{plan.batch_size * report.updates / report.seconds:,.0f} examples/s  {_clock(left)} left"
     )
     broken = float(report.metrics.non_finite)
     if broken:
-        line += f"  WARNING: {broken:,.0f} non-finite gradients count as zero; lower the learning rate"
+        line += f"  WARNING: {broken:,.0f} non-finite gradients (private) count as zero; lower the learning rate"
     return line
 
 

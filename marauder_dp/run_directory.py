@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from marauder_dp.errors import IntegrityError, MarauderError
+from marauder_dp.files import write_atomically
 from marauder_dp.version import __version__
 
 
@@ -73,8 +74,9 @@ class RunDirectory:
             ) from error
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes config.json: the resolved settings and where they ran."""
-        self.write_json(self.path / "config.json", {"settings": dict(settings), **environment()})
+        """Writes config.json: the resolved settings and where the run began. A resumption leaves it as it is."""
+        if self.read_settings() is None:
+            self.write_json(self.path / "config.json", {"settings": dict(settings), **environment()})
 
     def write_json(self, path: Path, document: Mapping[str, Any]) -> None:
         """Replaces `path` by `document`, whole or not at all."""
@@ -82,15 +84,17 @@ class RunDirectory:
 
     def write_text(self, path: Path, text: str) -> None:
         """Replaces `path` by `text`, whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
+        write_atomically(path, text.encode())
+
+    def drop_torn_metrics(self) -> None:
+        """Removes a last line of metrics.jsonl that a crash cut short."""
         try:
-            with open(partial, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, path)
+            with open(self.metrics, "r+b") as stream:
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+        except FileNotFoundError:
+            pass
         except OSError as error:
-            raise MarauderError(f"can't write {path}: {error.strerror}") from error
+            raise MarauderError(f"can't write {self.metrics}: {error.strerror}") from error
 
     def log_metric(self, step: int, split: str, name: str, value: float, *, private: bool) -> None:
         """Appends one line to metrics.jsonl. `private`: computed from private data without noise, do not publish."""

@@ -5,16 +5,18 @@ sampling for us; so neither is ever logged, reported, checkpointed or compiled i
 """
 
 import json
-import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from accountants.ledger import sync_folder
 from marauder_dp.dpsgd import Keys
-from marauder_dp.errors import IntegrityError
+from marauder_dp.errors import IntegrityError, MarauderError
+from marauder_dp.files import write_atomically
 
 _FILE = "run.json"
 _WORDS = 2  # 32-bit words of a threefry2x32 key
@@ -30,25 +32,29 @@ def reproducible_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x6D6170), len(Keys._fields)))
 
 
-def store(folder: Path, keys: Keys, fingerprint: str) -> None:
-    """Writes keys and data fingerprint to `folder`, readable by its owner alone. Never overwrites."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    words = {name: np.asarray(jax.random.key_data(key)).tolist() for name, key in keys._asdict().items()}
-    content = json.dumps({"keys": words, "fingerprint": fingerprint}).encode()
-    partial = folder / f"{_FILE}.partial"
-    partial.unlink(missing_ok=True)
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def store(folder: Path, keys: Keys, begun_with: Mapping[str, str]) -> None:
+    """Writes the keys, and digests of what they were drawn for, to `folder`, readable by its owner alone.
+
+    Args:
+      folder: made if need be.
+      keys: of the run.
+      begun_with: name → digest, of the data and the program. The same keys with anything else would be a second
+        release with the same noise.
+
+    Raises:
+      MarauderError: it could not be written.
+    """
     try:
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.link(partial, folder / _FILE)
-    partial.unlink()
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise MarauderError(f"can't make {folder}: {error.strerror}") from error
+    words = {name: np.asarray(jax.random.key_data(key)).tolist() for name, key in keys._asdict().items()}
+    write_atomically(folder / _FILE, json.dumps({"keys": words, "begun_with": dict(begun_with)}).encode(), mode=0o600)
 
 
-def load(folder: Path) -> tuple[Keys, str] | None:
-    """(keys, fingerprint) as stored, or None if nothing was.
+def load(folder: Path) -> tuple[Keys, dict[str, str]] | None:
+    """(keys, begun_with) as stored, or None if nothing was.
 
     Raises:
       IntegrityError: the file is damaged.
@@ -56,7 +62,7 @@ def load(folder: Path) -> tuple[Keys, str] | None:
     path = folder / _FILE
     try:
         content = json.loads(path.read_bytes())
-        return _from_words(content["keys"]), str(content["fingerprint"])
+        return _from_words(content["keys"]), dict(content["begun_with"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,17 +1,20 @@
 """One DP-SGD run in one folder: begin or resume it, train, and leave the record behind.
 
-Order matters here. The ledger's lock comes first, so that two runs can't share a folder; then the check that this is
-the run that began here; then the keys; then training, which charges before it runs.
+The ledger's lock keeps two runs out of one folder. Under it, the keys are read or drawn; they are bound to the data and
+to the compiled program they were drawn for, because the same noise in another computation would cancel out. Then
+training goes on from the last checkpoint, and charges before it runs.
 """
 
 import dataclasses
+import hashlib
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from accountants import report
 from accountants.breakdown import Breakdown, finite_or_text
@@ -25,7 +28,7 @@ from marauder_dp.dpsgd import DpSgd, Keys, TrainState
 from marauder_dp.errors import IntegrityError, PlanError
 from marauder_dp.facts import dpsgd_facts, public_header
 from marauder_dp.models import accuracy
-from marauder_dp.plan import GRADIENTS
+from marauder_dp.plan import GRADIENTS, DpSgdPlan
 from marauder_dp.progress import ProgressLine
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.training import ChunkReport, Outcome, Program, train
@@ -97,22 +100,43 @@ def run(
       IntegrityError, LedgerError: what is in `directory` contradicts itself, or another process is using it.
     """
     plan = job.sgd.plan
-    check_same_settings(directory, job.settings)
+    check_same_settings(directory, job.settings)  # for a message in terms of flags; the keys' binding is what counts
     public = public_header(plan, reproducible_noise=job.reproducible_seed is not None)
     with Ledger(directory.ledger, neighbouring_relation=plan.neighbouring_relation, public=public) as ledger:
         if ledger.recovered:
             say(f"recovered the ledger: dropped a torn last line of {len(ledger.recovered)} bytes, left by a crash")
-        keys = _keys(job, directory, ledger.contents)
+        paid = _paid(ledger.contents, plan)
+        keys = _keys(job, directory, paid)
         directory.write_settings(job.settings)
+        directory.drop_torn_metrics()
         budget = Budget(ledger, delta=plan.delta, epsilon_ceiling=job.epsilon_ceiling)
         with Checkpoints(directory.checkpoints) as checkpoints:
             state = job.initial
             restored = checkpoints.restore(state)
-            if restored is not None:
-                check_belongs(restored, ledger.contents)
+            if restored is None:
+                checkpoints.save(state, ledger.head)  # also proves that checkpoints can be written, before any charge
+            else:
+                check_belongs(restored, ledger.contents, paid)
                 state = restored.state
+                if restored.damaged:
+                    say(f"checkpoints of steps {list(restored.damaged)} could not be read and were removed")
                 say(f"resuming after update {int(state.step):,} of {plan.steps:,}")
-            state, outcome = _train(job, state, keys, directory, ledger, budget, checkpoints, checkpoint_seconds, should_stop)
+            after_chunk = _Recorder(job, directory, ledger, checkpoints, checkpoint_seconds)
+            try:
+                state, outcome = train(
+                    job.sgd,
+                    job.program,
+                    state,
+                    keys,
+                    job.data,
+                    budget=budget,
+                    charged=paid,
+                    until=after_chunk.next_stop,
+                    after_chunk=after_chunk,
+                    should_stop=should_stop,
+                )
+            finally:
+                after_chunk.progress.finish()
             checkpoints.save(state, ledger.head)
         if outcome is Outcome.INTERRUPTED:
             return Result(outcome, int(state.step))
@@ -134,52 +158,37 @@ def check_same_settings(directory: RunDirectory, settings: Mapping[str, Any]) ->
         )
 
 
-def _train(
-    job: Job,
-    state: TrainState,
-    keys: Keys,
-    directory: RunDirectory,
-    ledger: Ledger,
-    budget: Budget,
-    checkpoints: Checkpoints,
-    checkpoint_seconds: float,
-    should_stop: Callable[[], bool],
-) -> tuple[TrainState, Outcome]:
-    plan, dataset = job.sgd.plan, job.dataset
-    evaluate_every = max(1, plan.steps // _EVALUATIONS)
-    target = plan.epsilon() if math.isinf(job.epsilon_ceiling) else job.epsilon_ceiling
-    progress = ProgressLine(plan.steps, target)
-    saved_at = time.monotonic()
+class _Recorder:
+    """Called after each chunk: progress line, metrics, test accuracy, checkpoints.
 
-    def after_chunk(chunk: ChunkReport, state: TrainState) -> None:
-        nonlocal saved_at
-        progress.update(chunk)
+    It evaluates and saves at steps that follow from the plan and from a timing on zeros: how long the real updates
+    took depends on private data and must not show in what is kept.
+    """
+
+    def __init__(self, job: Job, directory: RunDirectory, ledger: Ledger, checkpoints: Checkpoints, checkpoint_seconds: float):
+        plan = job.sgd.plan
+        target = plan.epsilon() if math.isinf(job.epsilon_ceiling) else job.epsilon_ceiling
+        self.progress = ProgressLine(plan, target)
+        self._job, self._directory, self._ledger, self._checkpoints = job, directory, ledger, checkpoints
+        self._evaluate_every = max(1, plan.steps // _EVALUATIONS)
+        self._save_every = max(1, round(checkpoint_seconds / job.program.update_seconds))
+
+    def next_stop(self, step: int) -> int:
+        """The next step after `step` at which there is something to do."""
+        return min((step // every + 1) * every for every in (self._evaluate_every, self._save_every))
+
+    def __call__(self, chunk: ChunkReport, state: TrainState) -> None:
+        self.progress.update(chunk)
+        log, step = self._directory.log_metric, chunk.step
         drawn = max(float(chunk.metrics.examples), 1.0)
         for name in ("loss", "clipped", "non_finite"):
-            directory.log_metric(chunk.step, "train", name, float(getattr(chunk.metrics, name)) / drawn, private=True)
-        directory.log_metric(chunk.step, "train", "epsilon", finite_or_text(chunk.epsilon), private=False)
-        if chunk.step % evaluate_every == 0:
-            value = accuracy(job.model, state.params, dataset.test_x, dataset.test_y)
-            directory.log_metric(chunk.step, "test", "accuracy", value, private=False)
-        if time.monotonic() - saved_at > checkpoint_seconds:
-            checkpoints.save(state, ledger.head)
-            saved_at = time.monotonic()
-
-    try:
-        return train(
-            job.sgd,
-            job.program,
-            state,
-            keys,
-            job.data,
-            budget=budget,
-            charged=ledger.contents.count(GRADIENTS),
-            until=lambda step: (step // evaluate_every + 1) * evaluate_every,
-            after_chunk=after_chunk,
-            should_stop=should_stop,
-        )
-    finally:
-        progress.finish()
+            log(step, "train", name, float(getattr(chunk.metrics, name)) / drawn, private=True)
+        log(step, "train", "epsilon", finite_or_text(chunk.epsilon), private=False)
+        if step % self._evaluate_every == 0:
+            data = self._job.dataset
+            log(step, "test", "accuracy", accuracy(self._job.model, state.params, data.test_x, data.test_y), private=False)
+        if step % self._save_every == 0:
+            self._checkpoints.save(state, self._ledger.head)
 
 
 def _conclude(job: Job, state: TrainState, outcome: Outcome, directory: RunDirectory, ledger: Ledger) -> Result:
@@ -200,23 +209,46 @@ def _conclude(job: Job, state: TrainState, outcome: Outcome, directory: RunDirec
     return Result(outcome, steps, test_accuracy, report.breakdown_of(ledger.contents, plan.delta), ledger.head)
 
 
-def _keys(job: Job, directory: RunDirectory, ledger: LedgerContents) -> Keys:
+def _paid(ledger: LedgerContents, plan: DpSgdPlan) -> int:
+    """How many updates of this plan the ledger has charged.
+
+    Raises:
+      IntegrityError: something else was charged under their name.
+    """
+    charges = [charge for charge in ledger.charges if charge.path == GRADIENTS]
+    if any(charge.event != plan.event for charge in charges):
+        raise IntegrityError(f"the ledger charges {GRADIENTS} with events that are not this plan's; use another --workdir")
+    return sum(charge.count for charge in charges)
+
+
+def _keys(job: Job, directory: RunDirectory, paid: int) -> Keys:
     """The run's secrets: the stored ones when resuming, else new ones.
 
     Raises:
-      IntegrityError: the run has begun but its keys are gone, or its data is not what it began with.
+      IntegrityError: updates are paid but their keys are gone, or the keys were drawn for other data or another program.
     """
-    fingerprint = job.dataset.fingerprint()
+    begun_with = {
+        "data": job.dataset.fingerprint(),
+        "program": job.program.digest,
+        "initial parameters": hashlib.sha256(
+            b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(job.initial))
+        ).hexdigest(),
+    }
     stored = secrets.load(directory.private)
     if stored is not None:
-        if stored[1] != fingerprint:
-            raise IntegrityError(f"the training data is not what the run in {directory.path} began with; use another --workdir")
-        return stored[0]
-    if ledger.charges:
+        keys, before = stored
+        differing = [name for name in begun_with if before.get(name) != begun_with[name]]
+        if differing:
+            raise IntegrityError(
+                f"the {' and '.join(differing)} are not what the run in {directory.path} began with (other data, settings, "
+                "code, JAX version or backend), so it can't be resumed exactly; use another --workdir"
+            )
+        return keys
+    if paid:
         raise IntegrityError(
             f"{directory.ledger} has charges but {directory.private} holds no keys, so the run can't be resumed exactly; "
             "restore that folder or use another --workdir"
         )
     keys = secrets.fresh_keys() if job.reproducible_seed is None else secrets.reproducible_keys(job.reproducible_seed)
-    secrets.store(directory.private, keys, fingerprint)
+    secrets.store(directory.private, keys, begun_with)
     return keys

@@ -10,6 +10,7 @@ The size of a chunk shows in the ledger, which is public, so it is chosen from a
 
 import dataclasses
 import enum
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,12 +65,14 @@ class Program:
       compile_seconds: that compiling took.
       update_seconds: that one update takes, on zeros of the data's shapes.
       memory_bytes: arguments, results and temporaries by XLA's own count; None where the backend does not say.
+      digest: SHA-256 of the program's text, the JAX version and the backend. Equal digests compute the same.
     """
 
     run: Callable[..., tuple[TrainState, PrivateMetrics]]
     compile_seconds: float
     update_seconds: float
     memory_bytes: int | None
+    digest: str
 
     @property
     def chunk(self) -> int:
@@ -87,7 +90,8 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> 
       data: arrays or their shapes and types.
     """
     start = time.perf_counter()
-    compiled = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32)).compile()
+    lowered = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32))
+    compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data)
     update_seconds, n = float("inf"), 1
@@ -97,7 +101,9 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> 
         jax.block_until_ready(compiled(copy, keys, zeros, jnp.asarray(n, jnp.int32)))
         update_seconds = min(update_seconds, (time.perf_counter() - start) / n)
         n = max(1, min(int(0.2 / update_seconds), 100))
-    return Program(compiled, compile_seconds, update_seconds, _memory(compiled))
+    text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Program(compiled, compile_seconds, update_seconds, _memory(compiled), digest)
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:

@@ -96,8 +96,53 @@ def test_a_whole_line_without_its_newline_is_not_dropped(tmp_path):
     path = tmp_path / "ledger.jsonl"
     write(path, 3)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(acc.LedgerError, match="newline"):
+    with pytest.raises(acc.LedgerError, match="line 4: neither a whole line"):
         acc.Ledger(path)
+
+
+def test_a_ledger_without_any_newline_is_not_taken_for_a_torn_header(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 3)
+    path.write_bytes(path.read_bytes().replace(b"\n", b""))
+    with pytest.raises(acc.LedgerError, match="line 1"):
+        acc.Ledger(path)
+
+
+def test_a_file_that_is_no_ledger_is_left_alone(tmp_path):
+    path = tmp_path / "precious.bin"
+    path.write_bytes(b"precious")
+    with pytest.raises(acc.LedgerError, match="not a ledger"):
+        acc.Ledger(path)
+    assert path.read_bytes() == b"precious"
+
+
+def test_refusing_other_terms_recovers_nothing(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    write(path, 1)
+    torn = path.read_bytes() + b'{"count":1,'
+    path.write_bytes(torn)
+    with pytest.raises(acc.LedgerError, match="unit"):
+        acc.Ledger(path, unit="user")
+    assert path.read_bytes() == torn
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    deep = acc.GaussianDpEvent(1.0)
+    for _ in range(70):
+        deep = acc.SelfComposedDpEvent(deep, 1)
+
+    class Mine(acc.GaussianDpEvent):
+        pass
+
+    with acc.Ledger(tmp_path / "ledger.jsonl") as ledger:
+        head = ledger.head
+        for event in (deep, Mine(1.0)):
+            with pytest.raises(acc.InvalidEventError):
+                ledger.charge("a", event)
+        assert ledger.head == head
+    for public in ({"a": (1, 2)}, {"a": float("nan")}, {1: 2}, {"a": object()}):
+        with pytest.raises(acc.LedgerError, match="plain JSON"):
+            acc.Ledger(tmp_path / "other.jsonl", public=public)
 
 
 def test_a_torn_header_starts_anew(tmp_path):
@@ -170,7 +215,7 @@ def test_a_failed_write_ends_the_writer_and_leaves_a_sound_ledger(tmp_path, monk
         assert ledger.contents.count("a") == 1
 
 
-@pytest.mark.parametrize("path", ["", "A", "a//b", "/a", "a b", "a\n"])
+@pytest.mark.parametrize("path", ["", "A", "a//b", "/a", "a b", "a\n", None])
 def test_malformed_component_paths_are_refused(tmp_path, path):
     with acc.Ledger(tmp_path / "ledger.jsonl") as ledger, pytest.raises(acc.LedgerError, match="component path"):
         ledger.charge(path, STEP)
@@ -228,6 +273,17 @@ class TestBudget:
             spent = acc.RdpAccountant().compose(STEP, 500).get_epsilon(1e-5)
             assert acc.Budget(ledger, delta=1e-5).epsilon == pytest.approx(spent)
 
+    def test_sees_what_others_charge_to_the_same_ledger(self, tmp_path):
+        with acc.Ledger(tmp_path / "ledger.jsonl") as ledger:
+            one, other = (acc.Budget(ledger, delta=1e-5, epsilon_ceiling=1.0) for _ in range(2))
+            one.charge("a", STEP, one.affordable(STEP, 10**6))
+            assert other.epsilon == one.epsilon
+            assert other.affordable(STEP, 10) == 0
+            ledger.charge("b", acc.LaplaceDpEvent(1.0))  # past every budget
+            assert one.epsilon > 1.0
+            with pytest.raises(acc.BudgetExceededError):
+                one.charge("a", acc.NoOpDpEvent())
+
     def test_an_unaccountable_event_is_not_recorded(self, tmp_path):
         with acc.Ledger(tmp_path / "l", neighbouring_relation="replace_one") as ledger:
             with pytest.raises(acc.UnsupportedEventError):
@@ -252,6 +308,14 @@ class TestPrivacyDocument:
         path.write_text(json.dumps(document, allow_nan=False))
         assert report.verify(path)["ok"]
         assert report.verify(path, "0" * 64)["ok"] is False
+
+    def test_changed_declarations_are_detected_beside_the_ledger(self, tmp_path, document):
+        for change in ({"public": {"delta": 1e-5, "num_examples": 10**9}}, {"lines": 3}):
+            (tmp_path / "privacy.json").write_text(json.dumps(document | {"ledger": document["ledger"] | change}))
+            assert not report.verify(tmp_path / "privacy.json")["ok"]
+        for change in ({"bound": "exact"}, {"epsilon": 10**400}):
+            (tmp_path / "privacy.json").write_text(json.dumps(document | change))
+            assert not report.verify(tmp_path / "privacy.json")["ok"]
 
     @pytest.mark.parametrize("key", ["epsilon", "order", "conversion_term", "worst_case_tpr_at_fpr_1_percent", "delta"])
     def test_a_changed_figure_is_detected(self, tmp_path, document, key):

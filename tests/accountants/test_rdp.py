@@ -115,6 +115,31 @@ def test_infinite_and_zero():
     assert acc.RdpAccountant().compose(acc.PoissonSampledDpEvent(0.1, acc.NonPrivateDpEvent())).get_epsilon(0.1) == math.inf
 
 
+@pytest.mark.parametrize("sigma", [1e-320, 1e-200, 1e-154, 1e154, 1e200])
+@pytest.mark.parametrize("q", [0.0, 1e-170, 0.5, 1.0])
+def test_extreme_but_legal_events_have_a_bound(sigma, q):
+    for inner in (acc.GaussianDpEvent(sigma), acc.LaplaceDpEvent(sigma)):
+        accountant = acc.RdpAccountant().compose(acc.PoissonSampledDpEvent(q, inner), 10)
+        epsilon = accountant.get_epsilon(1e-5)
+        assert not math.isnan(epsilon)
+        assert (epsilon > 0) == (q > 0)  # what underflows is not reported as nothing
+    several = acc.SelfComposedDpEvent(acc.GaussianDpEvent(sigma), 2)
+    assert acc.RdpAccountant().compose(acc.PoissonSampledDpEvent(0.5, several)).get_epsilon(1e-5) > 0
+
+
+def test_no_delta_is_enough_when_there_is_no_guarantee():
+    accountant = acc.RdpAccountant().compose(acc.NonPrivateDpEvent())
+    assert accountant.get_delta(math.inf) == 1
+    assert accountant.get_delta(10.0) == 1
+
+
+def test_a_curve_that_is_not_a_number_is_refused():
+    for conversion in ("tight", "classic"):
+        accountant = acc.RdpAccountant((2, 4), conversion=conversion)
+        with pytest.raises(acc.InvalidEventError, match="not a number"):
+            accountant.convert(np.array([1.0, math.nan]), 1e-5)
+
+
 class TestNeighbouringRelations:
     def test_replacing_doubles_the_sensitivity(self):
         """dp-accounting's RDP ignores this and reports 4.73 where 9.997 is right."""

@@ -15,7 +15,7 @@ from accountants import read_ledger, report
 from accountants.__main__ import main as accountants_main
 from experiments import dpsgd, presets
 from marauder_dp.checkpoints import Checkpoints
-from marauder_dp.plan import GRADIENTS
+from marauder_dp.plan import GRADIENTS, plan_dpsgd
 from marauder_dp.progress import ProgressLine, format_progress
 from marauder_dp.training import ChunkReport
 from tests.experiments.conftest import start
@@ -92,6 +92,15 @@ def test_warns_loudly_of_a_large_delta_and_of_reproducible_noise(cli):
     assert "WARNING: --reproducible_noise voids" in out
 
 
+def test_reproducible_noise_heads_every_report(cli, tmp_path, capsys):
+    code, out, _ = cli(f"--workdir={tmp_path}", "--reproducible_noise", *QUICK)
+    assert code == 0
+    assert "GUARANTEE VOID" in out
+    assert "GUARANTEE VOID" in (tmp_path / "privacy.md").read_text().split("## 1.")[0]
+    accountants_main(["report", f"{tmp_path}/ledger.jsonl"])
+    assert "GUARANTEE VOID" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_any_optimizer_by_flag(cli, tmp_path, optimizer):
     code, out, _ = cli(f"--workdir={tmp_path}", f"--optimizer={optimizer}", "--learning_rate=0.01", *QUICK)
@@ -115,7 +124,14 @@ BAD = [
     (("--noise_multiplier=1", "--epsilon=1"), 2, "not both"),
     (("--noise_multiplier=1", "--epsilon_ceiling=0"), 2, "epsilon_ceiling"),
     (("--noise_multiplier=1", "--epsilon_ceiling=-1"), 2, "epsilon_ceiling"),
+    (("--noise_multiplier=1", "--epsilon_ceiling=inf"), 2, "epsilon_ceiling"),
     (("--epsilon=1", "--epsilon_ceiling=1"), 2, "epsilon_ceiling"),
+    (("--checkpoint_seconds=0",), 2, "checkpoint_seconds"),
+    (("--seed=-1",), 2, "seed"),
+    (("--seed=99999999999999999999",), 2, "seed"),
+    (("--steps=99999999999",), 2, "steps"),
+    (("--optimizer=lbfgs",), 2, "lbfgs"),
+    (("--optimizer_args=momentum='abc'",), 2, "momentum"),
     (("--private=false", "--epsilon=1"), 2, "--private=false"),
     (("--steps=10", "--epochs=1"), 2, "not both"),
     (("--clip_norm=0",), 2, "clip_norm"),
@@ -152,6 +168,20 @@ def test_bad_input_is_one_line_that_names_the_fix(cli, tmp_path, monkeypatch, ar
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not list(tmp_path.rglob("ledger.jsonl"))
+
+
+def test_extreme_noise_is_infinite_epsilon_and_no_traceback(cli):
+    code, out, _ = cli("--dry_run", "--noise_multiplier=1e-200", *QUICK)
+    assert code == 0
+    assert "ε ≤ ∞" in out
+
+
+def test_help(command):
+    process = start(command, "--help")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "--epsilon" in out
+    assert "resumes" in out
 
 
 def test_a_misspelt_flag_gets_a_suggestion(cli):
@@ -272,6 +302,8 @@ def test_two_runs_in_one_folder(command, cli, tmp_path):
 
 
 class TestProgress:
+    PLAN = plan_dpsgd(num_examples=100, batch_size=8, steps=200, clip_norm=1.0, noise_multiplier=1.0)
+
     @staticmethod
     def chunk(step, non_finite=0.0):
         from marauder_dp.dpsgd import PrivateMetrics
@@ -279,17 +311,17 @@ class TestProgress:
         return ChunkReport(step, 10, 2.0, PrivateMetrics(*map(np.float32, (100, 250, 3, non_finite))), 1.234)
 
     def test_one_line_says_it_all(self):
-        line = format_progress(self.chunk(50), 200, 3.0)
-        assert line == "step 50/200 (25%)  loss 2.500 (private)  ε 1.234 / 3.000  50 examples/s  0:30 left"
+        line = format_progress(self.chunk(50), self.PLAN, 3.0)
+        assert line == "step 50/200 (25%)  loss 2.500 (private)  ε 1.234 / 3.000  40 examples/s  0:30 left"
 
     def test_non_finite_gradients_are_loud(self):
-        assert "WARNING: 7 non-finite" in format_progress(self.chunk(50, 7.0), 200, 3.0)
+        assert "WARNING: 7 non-finite" in format_progress(self.chunk(50, 7.0), self.PLAN, 3.0)
 
     def test_plain_lines_where_there_is_no_terminal(self):
         import io
 
         stream = io.StringIO()
-        progress = ProgressLine(200, 3.0, every_seconds=1e9, stream=stream)
+        progress = ProgressLine(self.PLAN, 3.0, every_seconds=1e9, stream=stream)
         for step in (50, 100, 200):
             progress.update(self.chunk(step))
         progress.finish()

@@ -103,6 +103,26 @@ def test_one_example_never_contributes_more_than_the_clip_norm(x, clip_norm, dty
     assert tree_norm(total) <= clip_norm * (1 + 1e-6)
 
 
+def test_a_norm_that_rounds_down_to_the_clip_norm_is_still_bounded():
+    """True norms a hair above C, whose float32 value is C or less."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 1000))
+    x *= (1 + rng.uniform(-2e-7, 2e-7, (200, 1))) / np.linalg.norm(x, axis=1, keepdims=True)
+    fn = jax.jit(clipped_grad(lambda params, x: jnp.sum(params * x), clip_norm=1.0))
+    for row in x.astype(np.float32):
+        assert tree_norm(fn(jnp.ones(1000), jnp.asarray(row)[None]).sum) <= 1.0
+
+
+def test_the_sum_is_computed_at_full_precision_on_every_backend(problem):
+    """Accelerators round the operands of products to TF32 or bfloat16 by default, which would pass C."""
+    _, params, batch = problem
+    quiet = lambda params, example: jnp.sum(params["a"]) * example[0][0]  # a loss without products of its own
+    text = jax.jit(clipped_grad(quiet, clip_norm=1.0)).lower(params, batch).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_float16_norms_do_not_underflow():
     """100,000 entries of 1e-4 in float16: a float16 norm would be 0 and nothing would be clipped (it should be 0.0316)."""
     params = jnp.ones(100_000, jnp.float16)

@@ -169,6 +169,9 @@ class TestOptimizers:
             (("sgd", float("nan"), "constant", 10), "learning_rate"),
             (("sgd", 0.1, "linear", 10), "constant, cosine"),
             (("sgd", 0.1, "constant", 10, "momentm=0.9"), "momentm.*momentum"),
+            (("sgd", 0.1, "constant", 10, "momentum='x'"), "can't be used"),
+            (("adam", 0.1, "constant", 10, "b1=[1]"), "can't be used"),
+            (("lbfgs", 0.1, "constant", 10), "can't be used"),
         ],
     )
     def test_bad_input_is_named(self, arguments, message):

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 
 import jax
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 import pytest
 
-from accountants import LedgerError, RdpAccountant, read_ledger, report
+from accountants import Ledger, LedgerError, NoOpDpEvent, RdpAccountant, read_ledger, report
 from marauder_dp import Dataset, DpSgd, IntegrityError, MarauderError, PlanError, plan_dpsgd, preflight, secrets, session
 from marauder_dp.checkpoints import Checkpoints
+from marauder_dp.facts import public_header
 from marauder_dp.models import cross_entropy, make_model
 from marauder_dp.plan import GRADIENTS
 from marauder_dp.run_directory import RunDirectory
@@ -82,12 +84,17 @@ def test_secrets_stay_where_they_belong(job, tmp_path):
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "private" / "run.json").stat().st_mode) == 0o600
     stored = json.loads((tmp_path / "private" / "run.json").read_text())
-    needles = [str(word).encode() for words in stored["keys"].values() for word in words] + [stored["fingerprint"].encode()]
-    needles += [np.array(words, np.uint32).tobytes() for words in stored["keys"].values()]
+    words = [word for pair in stored["keys"].values() for word in pair]
+    needles = [str(word).encode() for word in words] + [stored["begun_with"]["data"].encode()]
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.parent.name != "private":
-            content = path.read_bytes()
-            assert not any(needle in content for needle in needles), path
+            assert not any(needle in path.read_bytes() for needle in needles), path
+    # Checkpoints are compressed: look at what they hold. Parameters are found so, the keys' words must not be.
+    state = final_state(job, tmp_path)
+    saved = {value for leaf in jax.tree.leaves(state) for value in np.asarray(leaf).ravel().tolist()}
+    assert float(state.params["Dense_0"]["bias"][0]) in saved
+    as_saved = np.array(words, np.uint32)
+    assert not saved & {*words, *as_saved.view(np.float32).tolist(), *as_saved.view(np.int32).tolist()}
 
 
 def test_fresh_keys_differ_and_reproducible_ones_do_not():
@@ -156,8 +163,51 @@ def test_changed_settings_are_named(job, tmp_path):
 def test_changed_data_are_refused(job, tmp_path):
     run(job, tmp_path)
     other = dataclasses.replace(job.dataset, train_x=job.dataset.train_x + 1)
-    with pytest.raises(IntegrityError, match="training data"):
+    with pytest.raises(IntegrityError, match="the data are not what"):
         run(dataclasses.replace(job, dataset=other), tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "checkpoints"])
+def test_the_same_keys_never_serve_another_program(job, tmp_path, lost):
+    """Whatever else is gone: two models trained with the same noise would give each other away."""
+    run(job, tmp_path)
+    shutil.rmtree(tmp_path / lost) if (tmp_path / lost).is_dir() else (tmp_path / lost).unlink()
+    (tmp_path / "config.json").unlink(missing_ok=True)
+    ledger = (tmp_path / "ledger.jsonl").read_bytes()
+    other = dataclasses.replace(job.program, digest="0" * 64)
+    with pytest.raises(IntegrityError, match="program"):
+        run(dataclasses.replace(job, program=other), tmp_path)
+    shifted = dataclasses.replace(job, initial=jax.tree.map(lambda leaf: leaf + 1, fresh(job).initial))
+    with pytest.raises(IntegrityError, match="initial parameters"):
+        run(shifted, tmp_path)
+    assert (tmp_path / "ledger.jsonl").read_bytes() == ledger
+
+
+def test_digest_tells_programs_apart(job):
+    state, data = fresh(job).initial, job.data
+    program = lambda sgd: compile_program(sgd, state, secrets.fresh_keys(), data).digest
+    assert program(job.sgd) == job.program.digest
+    for change in ({"micro_batch": 8}, {"optimizer": optax.sgd(0.31, momentum=0.9)}):
+        assert program(dataclasses.replace(job.sgd, **change)) != job.program.digest
+    louder = dataclasses.replace(job.sgd.plan, noise_multiplier=1.1)
+    assert program(dataclasses.replace(job.sgd, plan=louder)) != job.program.digest
+
+
+def test_updates_paid_with_another_event_are_refused(job, tmp_path):
+    """A charge of nothing under the gradients' name must not count as paid."""
+    run(job, tmp_path, should_stop=stop_after(0))
+    public = public_header(job.sgd.plan, reproducible_noise=True)
+    with Ledger(tmp_path / "ledger.jsonl", public=public) as ledger:
+        ledger.charge(GRADIENTS, NoOpDpEvent(), 40)
+    with pytest.raises(IntegrityError, match="not this plan's"):
+        run(job, tmp_path)
+
+
+def test_checkpoints_that_cannot_be_written_stop_the_run_before_any_charge(job, tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises((MarauderError, OSError)):
+        run(job, tmp_path)
+    assert read_ledger(tmp_path / "ledger.jsonl").charges == ()
 
 
 def test_a_ledger_cut_behind_the_checkpoint_is_refused(job, tmp_path):
@@ -191,12 +241,30 @@ def test_damaged_files_are_named(job, tmp_path, name):
         run(job, tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(job, tmp_path):
-    run(job, tmp_path)
-    for path in (tmp_path / "checkpoints").rglob("*"):
+def damage(folder):
+    for path in folder.rglob("*"):
         if path.is_file() and "state" in path.parts:
             path.write_bytes(b"junk")
-    with pytest.raises(IntegrityError, match="checkpoint"):
+
+
+def test_a_damaged_checkpoint_costs_time_only(job, tmp_path):
+    run(job, tmp_path / "whole")
+    run(job, tmp_path / "parts")
+    steps = sorted(int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir() if path.name.isdigit())
+    assert len(steps) == 2
+    damage(tmp_path / "parts" / "checkpoints" / str(steps[-1]))
+    said = []
+    result = session.run(fresh(job), RunDirectory(tmp_path / "parts"), say=said.append)
+    assert result.outcome is Outcome.COMPLETE
+    assert any("could not be read" in line for line in said)
+    assert read_ledger(tmp_path / "parts" / "ledger.jsonl").count(GRADIENTS) == 40
+    jax.tree.map(np.testing.assert_array_equal, final_state(job, tmp_path / "whole"), final_state(job, tmp_path / "parts"))
+
+
+def test_when_no_checkpoint_can_be_read_it_is_named(job, tmp_path):
+    run(job, tmp_path)
+    damage(tmp_path / "checkpoints")
+    with pytest.raises(IntegrityError, match="no checkpoint"):
         run(job, tmp_path)
 
 
