@@ -10,6 +10,7 @@ The same command resumes an interrupted run from its --workdir, bit for bit.
 import dataclasses
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,7 @@ def describe(settings: Settings, job: "Job") -> str:
         ("memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"),
         (
             "time",
-            f"compiled in {job.program.compile_seconds:.1f} s; training about {_duration(seconds * plan.steps)} "
+            f"compiled in {job.program.compile_seconds:.1f} s; training takes {_duration(seconds * plan.steps)} "
             f"({1e3 * seconds:.2f} ms an update)",
         ),
     ]
@@ -292,7 +293,7 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     from accountants.report import caveats, text_table
 
     assert result.breakdown is not None
-    folder = os.path.relpath(directory.path) if directory.path.is_relative_to(Path.cwd()) else str(directory.path)
+    folder, python = _short(directory.path), _short(Path(sys.executable))
     warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
     print("", *warnings, text_table(result.breakdown), "", sep="\n")
     print(
@@ -301,7 +302,7 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     )
     print(f"ledger head    {result.head}")
     print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
-    print(f"check it       python -m accountants verify {folder}/privacy.json")
+    print(f"check it       {python} -m accountants verify {folder}/privacy.json")
 
 
 def _preset_settings(settings: Settings) -> Settings:
@@ -339,8 +340,15 @@ def _use_compilation_cache() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _short(path: Path) -> str:
+    """Relative to where the user is, where that is shorter."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 1:
+        return "less than a second"
+    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.1f} min"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Preset:
 
 
 PRESETS = {
-    "digits": Preset("logistic", 256, 100, 0.5, 0.5, 3.0, "about 94.5 % test accuracy at epsilon 3"),
+    "digits": Preset("logistic", 256, 100, 0.5, 0.5, 3.0, "about 94 % test accuracy at epsilon 3"),
     "adult": Preset("logistic", 2048, 40, 0.5, 2.0, 1.0, "about 84.6 % test accuracy at epsilon 1"),
     "mnist": Preset("cnn", 1024, 20, 0.1, 2.0, 3.0, "about 98 % test accuracy at epsilon 3", learning_rate_schedule="constant"),
     "fashion_mnist": Preset("cnn", 1024, 20, 0.1, 4.0, 3.0, "about 85 % test accuracy at epsilon 3"),
