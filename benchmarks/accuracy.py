@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
                     f"--dataset={name}",
                     f"--seed={seed}",
                     f"--workdir={folder}",
+                    *RUNS[name],
                 ]
                 start = time.perf_counter()
                 out = subprocess.run(command, capture_output=True, text=True, check=True).stdout

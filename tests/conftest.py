@@ -1,4 +1,4 @@
-"""Shared by all tests: strict JAX, and where real data is."""
+"""Shared by all tests: where real data is."""
 
 import os
 from pathlib import Path
