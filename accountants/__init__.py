@@ -3,6 +3,7 @@
 from accountants.breakdown import Breakdown, Component, break_down
 from accountants.budget import Budget
 from accountants.calibration import calibrate, calibrate_noise_multiplier
+from accountants.chain import LedgerContents, read_ledger
 from accountants.errors import (
     AccountingError,
     BudgetExceededError,
@@ -26,7 +27,7 @@ from accountants.events import (
     from_dict,
     to_dict,
 )
-from accountants.ledger import Ledger, LedgerContents, read_ledger
+from accountants.ledger import Ledger
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp
 from accountants.version import __version__
 

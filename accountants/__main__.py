@@ -12,9 +12,9 @@ from typing import Any
 from accountants import report
 from accountants.breakdown import finite_or_text
 from accountants.calibration import calibrate_noise_multiplier
+from accountants.chain import read_ledger
 from accountants.errors import AccountingError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
-from accountants.ledger import read_ledger
 from accountants.rdp import RdpAccountant
 from accountants.statement import statement
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from accountants.chain import Charge
 from accountants.events import DpEvent, NeighbouringRelation
-from accountants.ledger import Charge
 from accountants.rdp import RdpAccountant
 
 

@@ -1,14 +1,9 @@
 """The ledger: an append-only, hash-chained file of what was released, written before it was released.
 
-One JSON object a line. The first line is a header (neighbouring relation, unit of privacy, public facts);
-every other one is a charge (component path, event, count). Each line holds the SHA-256 of the line before
-(`prev`) and of itself (`hash`), so that the last hash, the *head*, commits to the whole file. Lines are
-canonical JSON (sorted keys, no spaces): a single changed byte, even a blank, is an error that names its line.
-
 The order of work is: append, fsync, release. A crash can therefore leave a charge without its release (the
 spend is over-stated by at most one reservation), never a release without its charge. A crash in the middle of
 a write leaves a torn last line, whose release cannot have happened: opening the ledger for writing removes
-it and records that it did.
+it and records that it did. What a line looks like is in `chain`.
 """
 
 import contextlib
@@ -16,84 +11,25 @@ import dataclasses
 import datetime
 import errno
 import hashlib
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accountants.errors import AccountingError, InvalidEventError, LedgerError
-from accountants.events import DpEvent, NeighbouringRelation, as_event, as_relation, from_dict, to_dict, whole
-
-SCHEMA = 1
-GENESIS = "0" * 64
-"""`prev` of the first line."""
-
-_PATH = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
-_LINE_START = b'{"'
-_FIELDS = {
-    "header": {"kind", "schema", "time", "prev", "hash", "neighbouring_relation", "unit", "public"},
-    # No time of day here: how long a chunk of training took depends on the examples that were drawn.
-    "charge": {"kind", "prev", "hash", "path", "event", "count"},
-    "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Charge:
-    """`count` runs of `event`, charged to the component at `path`."""
-
-    path: str
-    event: DpEvent
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LedgerContents:
-    """A ledger, read and verified.
-
-    Attributes:
-      neighbouring_relation: under which the charges are meant.
-      unit: the unit of privacy, such as "example".
-      public: facts that the writer declared public (such as δ).
-      charges: in order of writing.
-      hashes: one a line; the last is the head.
-      torn: bytes after the last whole line, left by a crash in the middle of a write; empty in a sound ledger.
-    """
-
-    neighbouring_relation: NeighbouringRelation
-    unit: str
-    public: Mapping[str, Any]
-    charges: tuple[Charge, ...]
-    hashes: tuple[str, ...]
-    torn: bytes = b""
-
-    @property
-    def head(self) -> str:
-        """SHA-256 that commits to every line."""
-        return self.hashes[-1]
-
-    def count(self, path: str) -> int:
-        """How many events were charged to `path`."""
-        return sum(charge.count for charge in self.charges if charge.path == path)
-
-
-def read_ledger(path: str | os.PathLike[str]) -> LedgerContents:
-    """Reads and verifies a ledger without locking it.
-
-    Raises:
-      LedgerError: unreadable or damaged; `line` says where. A torn last line is not an error here: see `torn`.
-    """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise LedgerError(f"can't read the ledger {os.fspath(path)}: {error.strerror or error}") from error
-    contents = _parse(raw)
-    if contents is None:
-        raise LedgerError(f"the ledger {os.fspath(path)} holds no whole line", line=1)
-    return contents
+from accountants.chain import (
+    COMPONENT_PATH,
+    GENESIS,
+    SCHEMA,
+    Charge,
+    LedgerContents,
+    canonical,
+    digest_of,
+    json_ready,
+    parse,
+)
+from accountants.errors import InvalidEventError, LedgerError
+from accountants.events import NeighbouringRelation, as_event, as_relation, from_dict, to_dict, whole
 
 
 class Ledger:
@@ -153,7 +89,7 @@ class Ledger:
           LedgerError: the path is malformed, or writing failed: release nothing.
         """
         event, count = as_event(event), whole(count, "count")
-        if not isinstance(path, str) or not _PATH.fullmatch(path):
+        if not isinstance(path, str) or not COMPONENT_PATH.fullmatch(path):
             raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r}")
         if from_dict(to_dict(event)) != event:
             raise InvalidEventError(f"{event!r:.80} can't be written and read back")
@@ -196,9 +132,9 @@ class Ledger:
 
     def _load(self, relation: NeighbouringRelation, unit: str, public: Mapping[str, Any] | None) -> None:
         """Verifies what is there, refuses other terms, and only then drops a torn last line or starts a header."""
-        declared = _json_ready(public or {})
+        declared = json_ready(public or {})
         raw = self._read()
-        contents = _parse(raw)
+        contents = parse(raw)
         if contents is not None:
             terms = {"neighbouring_relation": relation, "unit": unit, **({} if public is None else declared)}
             begun = {"neighbouring_relation": contents.neighbouring_relation, "unit": contents.unit}
@@ -240,8 +176,8 @@ class Ledger:
         if self._fd is None or self._failed:
             raise LedgerError(f"the ledger {self.path} is closed{' after a failed write' * self._failed}; release nothing")
         record = record | {"prev": self._contents.head}
-        record["hash"] = _digest(record)
-        line = _canonical(record) + b"\n"
+        record["hash"] = digest_of(record)
+        line = canonical(record) + b"\n"
         size = os.fstat(self._fd).st_size
         try:
             view = memoryview(line)
@@ -260,119 +196,6 @@ class Ledger:
         assert self._fd is not None
         os.ftruncate(self._fd, size)
         os.fsync(self._fd)
-
-
-def _parse(raw: bytes) -> LedgerContents | None:
-    """Verifies every line; None if there is not one whole line."""
-    body, newline, tail = raw.rpartition(b"\n")
-    lines = body.split(b"\n") if newline else []
-    if tail and not _is_torn(tail):
-        raise LedgerError(
-            f"line {len(lines) + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", len(lines) + 1
-        )
-    if not lines:
-        return None
-    charges: list[Charge] = []
-    hashes: list[str] = []
-    header: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
-        record = _check_line(line, number, hashes[-1] if hashes else GENESIS)
-        hashes.append(record["hash"])
-        try:
-            if record["kind"] == "header":
-                header = record
-                as_relation(header["neighbouring_relation"])
-            elif record["kind"] == "charge":
-                charges.append(_charge(record))
-        except AccountingError as error:
-            raise LedgerError(f"line {number}: {error}", line=number) from error
-    return LedgerContents(
-        neighbouring_relation=as_relation(header["neighbouring_relation"]),
-        unit=header["unit"],
-        public=header["public"],
-        charges=tuple(charges),
-        hashes=tuple(hashes),
-        torn=tail,
-    )
-
-
-def _charge(record: Mapping[str, Any]) -> Charge:
-    if not isinstance(record["path"], str) or not _PATH.fullmatch(record["path"]):
-        raise LedgerError(f"malformed component path {record['path']!r:.80}")
-    return Charge(record["path"], from_dict(record["event"]), whole(record["count"], "count"))
-
-
-def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
-    """One record, if it is canonical, whole, of a known kind, and follows `prev`."""
-
-    def refuse(why: str) -> LedgerError:
-        return LedgerError(f"line {number}: {why}", line=number)
-
-    try:
-        record = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise refuse("not a JSON object") from None
-    if not isinstance(record, dict):
-        raise refuse("not a JSON object")
-    kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        raise refuse(f"kind {kind!r:.40} is not one of {', '.join(_FIELDS)}")
-    if record.get("schema", SCHEMA) != SCHEMA:
-        raise refuse(f"schema {record['schema']!r:.40} is not the one this version reads ({SCHEMA}); upgrade")
-    if set(record) != _FIELDS[kind]:
-        raise refuse(f"a {kind} must have the fields {sorted(_FIELDS[kind])}; got {sorted(record)}")
-    if (number == 1) != (kind == "header"):
-        raise refuse("a ledger has one header, on its first line")
-    if kind == "header" and not (isinstance(record["public"], dict) and isinstance(record["unit"], str)):
-        raise refuse("unit must be a string and public an object")
-    if record["prev"] != prev:
-        raise refuse("does not follow the line before it (edited, removed, swapped or inserted)")
-    digest = record.pop("hash")
-    try:
-        intact = digest == _digest(record) and _canonical(record | {"hash": digest}) == line
-    except (ValueError, RecursionError):
-        intact = False
-    if not intact:
-        raise refuse("hash does not match (edited)")
-    return record | {"hash": digest}
-
-
-def _is_torn(tail: bytes) -> bool:
-    """Whether a write of ours that was cut short can have left `tail`.
-
-    Such a tail begins as every line does and lacks the closing brace. One that holds a whole object was edited, and
-    may stand for a release: dropping it could lower ε.
-    """
-    if not (tail.startswith(_LINE_START) or _LINE_START.startswith(tail)):
-        return False
-    try:
-        json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def _json_ready(public: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `public`, if JSON gives back what it is given."""
-    try:
-        copy = json.loads(json.dumps(dict(public), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise LedgerError(f"public facts must be plain JSON (no NaN, tuples or other types): {error}") from None
-    if copy != public:
-        raise LedgerError("public facts must be plain JSON: tuples and keys other than strings don't survive it")
-    return dict(copy)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _canonical(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(record)).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

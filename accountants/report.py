@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accountants.breakdown import Breakdown, aggregated, break_down, worst_case_tpr
+from accountants.chain import Charge, LedgerContents, read_ledger
 from accountants.errors import AccountingError, LedgerError
 from accountants.events import as_relation, from_dict, open_unit, to_dict, whole
-from accountants.ledger import Charge, LedgerContents, read_ledger
 
 SCHEMA = 1
 """Of privacy.json."""

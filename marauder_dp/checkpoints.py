@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accountants.ledger import LedgerContents
+from accountants.chain import LedgerContents
 from marauder_dp.dpsgd import TrainState
 from marauder_dp.errors import IntegrityError, MarauderError
 

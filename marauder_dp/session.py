@@ -19,7 +19,8 @@ import numpy as np
 from accountants import report
 from accountants.breakdown import Breakdown, finite_or_text
 from accountants.budget import Budget
-from accountants.ledger import Ledger, LedgerContents
+from accountants.chain import LedgerContents
+from accountants.ledger import Ledger
 from accountants.statement import statement
 from marauder_dp import secrets
 from marauder_dp.checkpoints import Checkpoints, check_belongs

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import accountants as acc
 from accountants.breakdown import worst_case_tpr
-from accountants.ledger import Charge
+from accountants.chain import Charge
 from accountants.report import upper
 
 GRADIENTS = Charge("train/gradients", acc.dpsgd_event(1.1, 0.004, 1), 4000)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,7 +40,8 @@ def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT / "accountants"]
+    shutil.copytree(ROOT / "accountants", tmp_path / "accountants")  # building leaves files beside the sources
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", tmp_path / "accountants"]
     done = subprocess.run(install, env=clean, capture_output=True, text=True, check=False)
     if done.returncode and ("No matching distribution" in done.stderr or "connection" in done.stderr.lower()):
         pytest.skip(f"no package registry in reach: {done.stderr[-200:]}")
@@ -51,11 +53,11 @@ def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
     )
 
     def run(*arguments):
-        done = subprocess.run([python, *arguments], env=clean, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run([python, *arguments], env=clean, cwd=tmp_path / "env", capture_output=True, text=True, check=True)
         return done.stdout
 
     out = run("-c", program).split()
-    assert out[0].startswith(str(tmp_path))
+    assert out[0].startswith(str(tmp_path / "env"))
     assert set(out[1:]) <= {"marauder-accountants", "numpy", "scipy", "pip", "setuptools"}
     sampled = ["--noise_multiplier", "1.1", "--sampling_probability", "0.01", "--steps", "100", "--delta", "1e-5"]
     assert run("-m", "accountants", "epsilon", *sampled).startswith("ε ≤ ")

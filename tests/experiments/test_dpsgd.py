@@ -14,6 +14,7 @@ import pytest
 from accountants import read_ledger, report
 from accountants.__main__ import main as accountants_main
 from experiments import dpsgd, presets
+from experiments.settings import Settings
 from marauder_dp.checkpoints import Checkpoints
 from marauder_dp.plan import GRADIENTS, plan_dpsgd
 from marauder_dp.progress import ProgressLine, format_progress
@@ -332,7 +333,7 @@ class TestProgress:
 @pytest.mark.parametrize("name", [*presets.PRESETS, "unheard_of"])
 def test_presets_are_plans(name):
     preset = presets.preset(name)
-    settings = dpsgd.Settings(
+    settings = Settings(
         dataset=name, private=True, noise_multiplier=None, epsilon_ceiling=None, delta=None, steps=None, seed=0,
         neighbouring_relation="add_or_remove_one", reproducible_noise=False,
         **{k: getattr(preset, k) for k in preset.__dataclass_fields__ if k != "expected"},

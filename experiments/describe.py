@@ -1,0 +1,82 @@
+"""The plan of a run, for people."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from experiments.presets import preset
+from experiments.settings import Settings
+
+if TYPE_CHECKING:
+    from marauder_dp.plan import DpSgdPlan
+    from marauder_dp.session import Job
+
+
+def plan_text(settings: Settings, job: "Job") -> str:
+    """The plan, for people."""
+    import jax
+
+    from accountants.report import upper
+
+    plan = job.sgd.plan
+    n, memory, seconds = plan.num_examples, job.program.memory_bytes, job.program.update_seconds
+    size = sum(leaf.size for leaf in jax.tree.leaves(job.initial.params))
+    rows = [
+        ("data", f"{settings.dataset}, {n:,} training examples, {len(job.dataset.test_y):,} held out"),
+        ("model", f"{settings.model}, {size:,} parameters, on {jax.default_backend()}"),
+        (
+            "optimizer",
+            f"{settings.optimizer}({settings.optimizer_args}), learning rate {settings.learning_rate:g}, "
+            f"{settings.learning_rate_schedule}",
+        ),
+        ("sampling", f"Poisson, q = {plan.batch_size / n:.6g} (expected batch {plan.batch_size:,}), {plan.steps:,} updates"),
+    ]
+    if plan.private:
+        rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
+        basis = "given" if settings.epsilon is None else "calibrated to the target"
+        rows += [
+            ("noise", f"σ = {plan.noise_multiplier:.6g}, {basis}; clip norm {plan.clip_norm:g}"),
+            ("guarantee", f"ε ≤ {upper(plan.epsilon())} at δ = {plan.delta:g} ({rule}; n = {n:,} declared public)"),
+            ("accounting", f"Rényi accountant, an upper bound; {plan.neighbouring_relation}; unit: one example"),
+        ]
+    else:
+        rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
+    if settings.epsilon_ceiling is not None:
+        rows.append(("ceiling", f"stops before the update that would bring ε above {settings.epsilon_ceiling:g}"))
+    rows += [
+        ("memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"),
+        (
+            "time",
+            f"compiled in {job.program.compile_seconds:.1f} s; training takes {_duration(seconds * plan.steps)} "
+            f"({1e3 * seconds:.2f} ms an update)",
+        ),
+    ]
+    if settings == _preset_settings(settings):
+        rows.append(("expect", preset(settings.dataset).expected))
+    return "\n".join(f"  {name:<12}{text}" for name, text in rows)
+
+
+def _preset_settings(settings: Settings) -> Settings:
+    """These settings with everything a preset knows reset to it."""
+    default = preset(settings.dataset)
+    known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(Settings)}
+    values = {name: getattr(default, name) for name in known}
+    return dataclasses.replace(settings, **values)
+
+
+def warnings(settings: Settings, plan: "DpSgdPlan") -> list[str]:
+    """What speaks against this plan."""
+    result = []
+    if plan.delta >= 1 / plan.num_examples:
+        result.append(
+            f"δ = {plan.delta:g} is not below 1/n = {1 / plan.num_examples:.3g}: publishing a few whole examples would "
+            "satisfy such a guarantee. Use a smaller --delta"
+        )
+    if settings.reproducible_noise:
+        result.append("--reproducible_noise voids the guarantee for anyone who knows the seed; never publish this model")
+    return result
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than a second"
+    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.1f} min"
