@@ -23,7 +23,7 @@ def from_tfds(name: str, data_dir: str | None) -> Dataset:
     except ImportError as error:
         raise DatasetError(
             f"unknown data set {name!r}: built in are digits, mnist, fashion_mnist, adult; any other name needs "
-            f"tensorflow-datasets (pip install 'marauder-dp[tfds]'; {error})"
+            f"tensorflow-datasets (pip install tensorflow-datasets importlib-resources; {error})"
         ) from error
     try:
         builder = tfds.builder(name, data_dir=data_dir)
