@@ -5,8 +5,10 @@ Exit codes: 0 done, 2 usage error or a request that has no answer, 4 integrity f
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accountants import report
@@ -78,6 +80,8 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    if args.ledger.endswith(".json"):
+        raise LedgerError(f"{args.ledger} is not a ledger: `report` takes ledger.jsonl, `verify` takes either")
     contents = read_ledger(args.ledger)
     if contents.torn:
         print(
@@ -92,9 +96,13 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if not Path(args.file).is_file():
+        raise LedgerError(f"there is no file {args.file}")
+    if args.head is not None and not re.fullmatch("[0-9a-f]{64}", args.head):
+        raise LedgerError(f"--head must be a SHA-256 hash, 64 hexadecimal digits; got {args.head!r:.80}")
     result = report.verify(args.file, args.head)
     if result["ok"]:
-        text = f"ok: {result['events']:,} events, head {result['head']}"
+        text = f"ok: {result['events']:,} events, head {result['head']}\n    {result['checked']}"
     else:
         text = f"FAILED: {result['error']}"
     _show(args, result, text)

@@ -61,6 +61,8 @@ def text_table(breakdown: Breakdown) -> str:
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
+    if math.isinf(breakdown.epsilon):
+        return "\n".join(["No privacy guarantee: something was released without noise, ε = ∞ at every δ.", "", *lines])
     how = f"{breakdown.accountant} accountant, order {breakdown.order:g}, {breakdown.conversion} conversion"
     return "\n".join(
         [
@@ -111,7 +113,7 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, A
       head: what the head must be, to detect truncation or a rewritten chain.
 
     Returns:
-      `ok`, `head`, `events` (how many were charged) and, when not ok, `error` and `line` (or None).
+      `ok`, `head`, `events` (how many were charged), `checked` (in words) and, when not ok, `error` and `line` (or None).
     """
     try:
         document = _as_document(path)
@@ -120,13 +122,26 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, A
             if contents.torn:
                 raise LedgerError("the last line is torn (a crash in mid-write, or an edit)", len(contents.hashes) + 1)
             found, charges = contents.head, list(contents.charges)
+            checked = "every line follows from the one before; "
+            checked += "the end is where it should be" if head else "whether the end was cut off: give --head"
         else:
             found, charges = _verify_document(Path(path), document)
+            checked = f"ε ≤ {upper(document['epsilon'])} at δ = {document['delta']:g} re-derived from the events; "
+            beside = (Path(path).parent / "ledger.jsonl").exists()
+            checked += "the ledger beside it agrees" if beside else "no ledger beside it to compare with"
+            checked += "; the descriptive text is the writer's word"
         if head is not None and head != found:
             raise LedgerError(f"the head is {found}, not {head}: cut short, extended or rewritten")
     except AccountingError as error:
-        return {"ok": False, "head": None, "events": None, "error": str(error), "line": getattr(error, "line", None)}
-    return {"ok": True, "head": found, "events": sum(charge.count for charge in charges)}
+        return {
+            "ok": False,
+            "head": None,
+            "events": None,
+            "checked": None,
+            "error": str(error),
+            "line": getattr(error, "line", None),
+        }
+    return {"ok": True, "head": found, "events": sum(charge.count for charge in charges), "checked": checked}
 
 
 def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list[Charge]]:
@@ -164,7 +179,7 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             and dict(ledger.public) == contents.public
         )
         if not belongs:
-            raise LedgerError(f"it does not belong to the ledger beside it, whose head is {ledger.head}")
+            raise LedgerError(f"it does not agree with the ledger beside it, whose head is {ledger.head}")
     return head, charges
 
 

@@ -28,7 +28,7 @@ ITEMS = {
     "randomness": "Randomness",
     "user_level": "User-level guarantee",
     "verify": "How to verify",
-    "utility": "Collection, access and utility",
+    "utility": "Utility",
 }
 
 _CONVERSIONS = {
@@ -52,8 +52,15 @@ def statement(document: Mapping[str, Any]) -> str:
     lines = ["# Privacy statement", ""]
     for text in (*caveats(document["ledger"]["public"]), _headline(document)):
         lines += [f"**{text}**", ""]
+    missing = []
     for number, (key, title) in enumerate(ITEMS.items(), start=1):
-        lines += [f"## {number}. {title}", "", *_paragraphs(facts.get(key)), ""]
+        items = _as_list(facts.get(key))
+        if items:
+            lines += [f"## {number}. {title}", "", *(items if len(items) == 1 else [f"- {item}" for item in items]), ""]
+        else:
+            missing.append(f"- {number}. {title}")
+    if missing:
+        lines += ["## Not stated by the program that made this", "", *missing, ""]
     lines += ["## Spend by component", "", *_component_rows(document), ""]
     return "\n".join(lines)
 
@@ -75,35 +82,46 @@ def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
         "neighbouring_relation": (
             f"`{relation}`. {_RELATIONS[relation]} An ε under this relation must not be compared with one under another."
         ),
-        "accounting": (
-            f"Accountant `{document['accountant']}` of the package `accountants` {__version__}: Rényi differential privacy, "
-            f"converted to (ε, δ) at the best order, {document['order']:g} ({_CONVERSIONS[document['conversion']]}). "
-            "ε is an upper bound; numerical error is rounded up."
-        ),
+        "accounting": _accounting(document),
         "guarantee": _guarantee(document),
         "verify": [
-            "`python -m accountants verify privacy.json` re-derives every figure from the recorded events.",
+            "`python -m accountants verify privacy.json` re-derives the figures of the guarantee from the recorded events "
+            "(`pip install ./accountants` in the project's sources; neither the data nor JAX is needed). The rest of this "
+            "text is the word of the program that wrote it.",
             f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
             *_as_list(document["facts"].get("verify")),
         ],
     }
 
 
-def _guarantee(document: Mapping[str, Any]) -> list[str]:
+def _accounting(document: Mapping[str, Any]) -> str:
     if document["epsilon"] == "inf":
-        return ["None. Someone who sees what was released may learn anything about any one unit."]
+        return "Nothing to account: ε is infinite."
+    return (
+        f"Accountant `{document['accountant']}` of the package `accountants` {__version__}: Rényi differential privacy, "
+        f"converted to (ε, δ) at the best order, {document['order']:g} ({_CONVERSIONS[document['conversion']]}). "
+        "ε is an upper bound; numerical error is rounded up."
+    )
+
+
+def _guarantee(document: Mapping[str, Any]) -> list[str]:
+    unit = document["unit"]
+    if document["epsilon"] == "inf":
+        return [f"None. Someone who sees what was released may learn anything about any one {unit}."]
     epsilon, delta = document["epsilon"], document["delta"]
     size = document["ledger"]["public"].get("num_examples")
     lines = [f"ε ≤ {upper(epsilon)} at δ = {delta:g}."]
     if isinstance(size, int) and size > 0:
-        lines.append(f"δ is {delta * size:.2g} / n for the declared n = {size:,}.")
-    lines.append(
-        "Someone who knows everything else and sees all that was released still can't tell well whether one "
-        f"{document['unit']} was in the data: a test that is wrong about 1 % of absent ones finds at most "
-        f"{upper(100 * document['worst_case_tpr_at_fpr_1_percent'], 3)} % of those present. Any outcome is at most "
-        f"{_factor(epsilon)} times as likely with the {document['unit']} as without, but for a probability of {delta:g}."
-    )
-    return lines
+        verdict = "well below 1, as it should be" if delta * size <= 0.1 else "TOO LARGE, whole examples could be published"
+        lines.append(f"δ × n = {upper(delta * size, 2)} for the declared n = {size:,}: {verdict}.")
+    tpr = upper(100 * document["worst_case_tpr_at_fpr_1_percent"], 3)
+    return [
+        *lines,
+        f"In words: whatever is released would have been about as likely without any one {unit}: at most e^ε = "
+        f"{_factor(epsilon)} times as likely with it as without, but for a probability of δ.",
+        f"What an attacker gains: a test for the presence of one {unit}, by someone who knows everything else and errs on 1 % "
+        f"of those absent, finds at most {tpr} % of those present. Guessing finds 1 %.",
+    ]
 
 
 def _factor(epsilon: float) -> str:
@@ -118,13 +136,6 @@ def _component_rows(document: Mapping[str, Any]) -> list[str]:
             f"{upper(c['epsilon_if_removed'])} | {c['share']:.1%} |"
         )
     return rows
-
-
-def _paragraphs(fact: Any) -> list[str]:
-    items = _as_list(fact)
-    if not items:
-        return ["Not stated by the program that made this."]
-    return [items[0]] if len(items) == 1 else [f"- {item}" for item in items]
 
 
 def _as_list(fact: Any) -> list[str]:

@@ -162,7 +162,7 @@ def prepare(settings: Settings) -> "Job":
     model = make_model(settings.model, shape, dataset.num_classes)
     params = preflight.initialise(model, shape, settings.seed)
     loss = cross_entropy(model)
-    preflight.check_loss(loss, params, shape, dataset.num_classes)
+    preflight.check_loss(loss, params, preflight.synthetic_examples(shape, dataset.num_classes))
     schedule = (settings.learning_rate, settings.learning_rate_schedule, plan.steps)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     sgd = DpSgd(
@@ -188,7 +188,20 @@ def prepare(settings: Settings) -> "Job":
 
 def main() -> int:
     """Plans, trains, reports; returns the exit code."""
+    with launch.StopSignals() as stop:  # before JAX is imported: it swallows a KeyboardInterrupt in the wrong place
+        return _main(stop)
+
+
+def _main(stop: launch.StopSignals) -> int:
     settings = settings_from_flags()
+    workdir = Path(WORKDIR.value or f"runs/dpsgd-{settings.dataset}").expanduser()
+
+    from marauder_dp import session
+    from marauder_dp.run_directory import RunDirectory
+    from marauder_dp.training import Outcome
+
+    if workdir.exists():  # refuse early what can't go on there, before minutes of compilation
+        session.check_same_settings(RunDirectory(workdir), dataclasses.asdict(settings))
     _use_compilation_cache()
     job = prepare(settings)
     print("Plan:")
@@ -198,19 +211,13 @@ def main() -> int:
     if DRY_RUN.value:
         return launch.DONE
     print(flush=True)
-
-    from marauder_dp import session
-    from marauder_dp.run_directory import RunDirectory
-    from marauder_dp.training import Outcome
-
-    directory = RunDirectory(WORKDIR.value or f"runs/dpsgd-{settings.dataset}")
-    with launch.StopSignals() as stop:
-        result = session.run(
-            job,
-            directory,
-            checkpoint_seconds=CHECKPOINT_SECONDS.value,
-            should_stop=lambda: stop.received is not None,
-        )
+    directory = RunDirectory(workdir)
+    result = session.run(
+        job,
+        directory,
+        checkpoint_seconds=CHECKPOINT_SECONDS.value,
+        should_stop=lambda: stop.received is not None,
+    )
     if result.outcome is Outcome.INTERRUPTED:
         print(f"stopped after update {result.steps:,} of {job.sgd.plan.steps:,}; the same command resumes it")
         return 128 + int(stop.received or 0)

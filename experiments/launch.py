@@ -76,4 +76,4 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
-        print("\nstopping after this chunk; again to stop at once", file=sys.stderr)
+        print("\nstopping as soon as what is running is done; again to stop at once", file=sys.stderr)

@@ -168,7 +168,13 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
     if mask is not None and jnp.shape(mask) != (size,):
         raise ModelError(f"mask must have the shape ({size},) of the batch; got {jnp.shape(mask)}")
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
-    out = jax.eval_shape(loss_fn, params, example)
+    try:
+        out = jax.eval_shape(loss_fn, params, example)
+    except (TypeError, ValueError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the loss fails on ONE example, without a batch dimension, which is what it gets: {reason:.200}"
+        ) from error
     if not hasattr(out, "shape") or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ModelError(
             f"the loss of one example must be a floating-point scalar; got {out}. "

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from marauder_dp.clipping import ClippedGrad, LossFn, clipped_grad
+from marauder_dp.clipping import ClippedGrad, LossFn, clipped_grad, path_name
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
@@ -93,10 +93,16 @@ class DpSgd:
         """A jitted f(state, keys, data, n) that performs n updates.
 
         `data` is a pytree of arrays (num_examples, ...); `n` is () int32, not a compile-time constant. The
-        caller must have charged n × `plan.event` before it calls.
+        caller must have charged n × `plan.event` before it calls. Never runs past the plan's last update.
+
+        Raises:
+          PlanError: when traced with data of another length than the plan's.
         """
 
         def run(state: TrainState, keys: Keys, data: PyTree, n: jax.Array) -> tuple[TrainState, PrivateMetrics]:
+            _check_length(data, self.plan.num_examples)
+            n = jnp.minimum(n, self.plan.steps - state.step)
+
             def body(_: jax.Array, carry: tuple[TrainState, PrivateMetrics]) -> tuple[TrainState, PrivateMetrics]:
                 state, metrics = carry
                 state, more = self._update(state, keys, data)
@@ -137,6 +143,15 @@ class DpSgd:
         start = (jnp.zeros((), jnp.int32), zeros, PrivateMetrics(*[jnp.zeros(())] * 4))
         _, total, metrics = jax.lax.while_loop(more, add, start)
         return total, metrics
+
+
+def _check_length(data: PyTree, num_examples: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        if leaf.shape[:1] != (num_examples,):
+            raise PlanError(
+                f"data array {path_name(path) or 'itself'} has the shape {leaf.shape}, but the plan is for {num_examples:,} "
+                "examples, one a row of every array"
+            )
 
 
 def choose_micro_batch(batch_size: int, num_examples: int, num_parameters: int, private: bool = True) -> int:

@@ -20,7 +20,8 @@ def dpsgd_facts(
         ),
         "released": (
             f"The parameters of one {model} model trained on {dataset.name}, every intermediate state of it and of its "
-            "optimizer, the ledger and this statement. They may be given to anyone."
+            "optimizer, the ledger and this statement. They may be given to anyone, as far as the training examples are "
+            "concerned; the exact accuracy on held-out examples, here and in metrics.jsonl, only if those are not sensitive."
         ),
         "unit": (
             "One training example. Each contributes to an update at most a vector of L2 norm C, enforced by clipping its "
@@ -62,10 +63,14 @@ def dpsgd_facts(
     }
     if not plan.private:
         facts |= {
+            "released": "Nothing should leave the trusted side: the parameters were trained without any protection.",
             "unit": "None: gradients are not clipped.",
             "covered": "Nothing: this run was asked to train without privacy (--private=false).",
             "mechanism": f"Plain SGD: {steps:,} updates without clipping or noise.",
+            "sampling": f"Poisson, each example with probability {q:.6g} in each step; it protects nothing here.",
+            "not_covered": "Everything.",
             "data_dependence": "There is no guarantee to depend on it.",
+            "randomness": "No noise is added.",
         }
     if reproducible_noise:
         facts["randomness"] = [

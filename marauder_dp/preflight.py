@@ -6,6 +6,7 @@ Each refusal names the module or parameter and the fix.
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,14 @@ def initialise(model: nn.Module, example_shape: tuple[int, ...], seed: int) -> P
 
     Args:
       model: takes one example, or a batch of them.
-      example_shape: of one example, float32.
+      example_shape: of one example, without a batch dimension; float32.
       seed: public; has nothing to do with sampling or noise.
 
+    Returns:
+      The model's "params" collection: call `model.apply({"params": params}, x)`.
+
     Raises:
-      ModelError: the model keeps batch statistics or other state, or mixes the examples of a batch.
+      ModelError: the model draws random numbers, keeps batch statistics or other state, or mixes the examples of a batch.
     """
     variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros(example_shape, jnp.float32))
     stateful = {
@@ -45,31 +49,43 @@ def initialise(model: nn.Module, example_shape: tuple[int, ...], seed: int) -> P
         names = ", ".join(f"{collection}/{name}" for collection, leaves in stateful.items() for name in leaves)
         raise ModelError(f"{names} is state that private examples would change unaccounted; remove it from the model")
     params = variables["params"]
-    _check_examples_apart(jax.jit(lambda x: model.apply({"params": params}, x)), example_shape)
+    try:
+        _check_examples_apart(jax.jit(lambda x: model.apply({"params": params}, x)), example_shape)
+    except flax.errors.InvalidRngError as error:
+        raise ModelError(f"the model draws random numbers (dropout?), which is not supported; remove it: {error}") from error
     return params
 
 
-def check_loss(loss_fn: LossFn, params: PyTree, example_shape: tuple[int, ...], num_classes: int) -> None:
+def synthetic_examples(example_shape: tuple[int, ...], num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Eight made-up (x, label) examples for `check_loss`: x uniform in [0, 1), float32; labels int32."""
+    x = jax.random.uniform(jax.random.key(0), (_SYNTHETIC_EXAMPLES, *example_shape))
+    return x, jnp.arange(_SYNTHETIC_EXAMPLES, dtype=jnp.int32) % num_classes
+
+
+def check_loss(loss_fn: LossFn, params: PyTree, examples: PyTree) -> None:
     """Refuses a loss under which some parameter never gets a gradient.
 
     Such a parameter would receive noise and nothing else. The check uses random parameters, so that a layer that
     merely starts at zero passes.
 
+    Args:
+      loss_fn: (params, example) → scalar.
+      params: pytree of floating-point arrays.
+      examples: made-up ones, a pytree of arrays with a leading batch dimension; no private data.
+
     Raises:
       ModelError: names the parameters by path; or whatever `clipped_grad` refuses.
     """
-    key_x, key_p = jax.random.split(jax.random.key(0))
-    x = jax.random.uniform(key_x, (_SYNTHETIC_EXAMPLES, *example_shape))
-    y = jnp.arange(_SYNTHETIC_EXAMPLES, dtype=jnp.int32) % num_classes
+    key_p = jax.random.key(1)
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key_p, max(len(leaves), 1))
     noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=False)]
     random_params = jax.tree.unflatten(treedef, noisy)
     try:
-        jax.eval_shape(clipped_grad(loss_fn, clip_norm=1.0), random_params, (x, y))  # its own refusals come first
+        jax.eval_shape(clipped_grad(loss_fn, clip_norm=1.0), random_params, examples)  # its own refusals come first
     except NameError as error:
         raise ModelError(f"the model communicates across examples ({error}); remove the collective operation") from error
-    grads = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(random_params, (x, y))
+    grads = jax.jit(jax.vmap(jax.grad(loss_fn), (None, 0)))(random_params, examples)
     silent = [path_name(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not jnp.any(g)]
     if silent:
         raise ModelError(

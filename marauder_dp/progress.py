@@ -1,5 +1,6 @@
 """One line of progress: rewritten in place on a terminal, printed now and then elsewhere."""
 
+import math
 import sys
 import time
 from typing import TextIO
@@ -53,13 +54,17 @@ def format_progress(report: ChunkReport, plan: DpSgdPlan, epsilon_target: float)
     line = (
         f"step {report.step:,}/{steps:,} ({report.step / steps:.0%})  "
         f"loss {float(report.metrics.loss) / seen:.3f} (private)  "
-        f"ε {report.epsilon:.3f} / {epsilon_target:.3f}  "
+        f"{_spent(report.epsilon, epsilon_target)}  "
         f"{plan.batch_size * report.updates / report.seconds:,.0f} examples/s  {_clock(left)} left"
     )
     broken = float(report.metrics.non_finite)
     if broken:
         line += f"  WARNING: {broken:,.0f} non-finite gradients (private) count as zero; lower the learning rate"
     return line
+
+
+def _spent(epsilon: float, target: float) -> str:
+    return "NOT private" if math.isinf(epsilon) else f"ε {epsilon:.3f} / {target:.3f}"
 
 
 def _clock(seconds: float) -> str:

@@ -196,6 +196,7 @@ def _conclude(job: Job, state: TrainState, outcome: Outcome, directory: RunDirec
     """Evaluates on held-out examples and writes the report."""
     plan, steps = job.sgd.plan, int(state.step)
     test_accuracy = accuracy(job.model, state.params, job.dataset.test_x, job.dataset.test_y)
+    directory.log_metric(steps, "test", "accuracy", test_accuracy, private=False)
     facts = dpsgd_facts(
         plan,
         job.dataset,

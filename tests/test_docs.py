@@ -34,3 +34,8 @@ def test_make_targets_that_the_readme_names_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for name in re.findall(r"\bmake ([\w-]+)", (ROOT / "README.md").read_text(encoding="utf-8").split("Licence")[0]):
         assert name in targets or name in ("sure",), name
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "BUILD_NOTES.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_no_placeholder_is_left(page):
+    assert "@@" not in page.read_text(encoding="utf-8")

@@ -52,12 +52,15 @@ def test_report(capsys, ledger):
     assert main(["report", str(ledger)]) == 0
     assert "train/gradients" in capsys.readouterr().out
     assert main(["report", str(ledger), "--statement"]) == 0
-    assert "## 16." in capsys.readouterr().out
+    assert "Not stated by the program" in capsys.readouterr().out
 
 
 def test_verify(capsys, ledger):
     head = acc.read_ledger(ledger).head
-    assert run_json(capsys, "verify", str(ledger), "--head", head) == (0, {"ok": True, "head": head, "events": 101})
+    code, result = run_json(capsys, "verify", str(ledger), "--head", head)
+    assert (code, result["ok"], result["head"], result["events"]) == (0, True, head, 101)
+    assert main(["verify", str(ledger)]) == 0
+    assert "give --head" in capsys.readouterr().out
     ledger.write_bytes(ledger.read_bytes().replace(b"1.1", b"9.9"))
     code, result = run_json(capsys, "verify", str(ledger))
     assert code == 4
@@ -75,6 +78,9 @@ def test_verify(capsys, ledger):
         (["calibrate", "--epsilon", "0", *SAMPLED], 2, "epsilon"),
         (["epsilon", "--noise_multiplier", "1", "--neighbouring_relation", "replace_one", *SAMPLED], 2, "replace_one"),
         (["report", "no/such/file"], 2, "no/such/file"),
+        (["report", "privacy.json"], 2, "verify"),
+        (["verify", "no/such/file"], 2, "no/such/file"),
+        (["verify", __file__, "--head", "abc"], 2, "64 hexadecimal digits"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(capsys, arguments, code, message):

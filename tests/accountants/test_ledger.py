@@ -332,7 +332,7 @@ class TestPrivacyDocument:
         (tmp_path / "privacy.json").write_text(json.dumps(forged))
         result = report.verify(tmp_path / "privacy.json")
         assert not result["ok"]
-        assert "beside it" in result["error"]
+        assert "ledger beside it" in result["error"]
 
     @settings(max_examples=200, deadline=None)
     @given(key=st.sampled_from(["events", "ledger", "delta", "components", "schema", "neighbouring_relation"]), value=JSON)

@@ -163,6 +163,8 @@ def test_bad_use_is_named(problem):
         clipped_grad(loss, clip_norm=1.0)(params, batch, jnp.ones(3, bool))
     with pytest.raises(ModelError, match="scalar"):
         clipped_grad(lambda p, e: e[0] @ p["a"], clip_norm=1.0)(params, batch)
+    with pytest.raises(ModelError, match="ONE example"):
+        clipped_grad(lambda p, e: jnp.mean(jax.vmap(loss, (None, 0))(p, e)), clip_norm=1.0)(params, batch)
     with pytest.raises(ModelError, match="b/steps is int32"):
         clipped_grad(loss, clip_norm=1.0)({**params, "b": {**params["b"], "steps": jnp.zeros((), jnp.int32)}}, batch)
     with pytest.raises(ModelError, match="leading batch dimension"):

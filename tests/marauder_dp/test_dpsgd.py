@@ -70,7 +70,7 @@ def test_sum_is_divided_by_the_expected_size_not_the_drawn_one(problem):
 
 def test_noise_has_the_planned_standard_deviation():
     """Examples with zero gradients leave nothing but noise: χ² with a fixed seed, false-alarm rate 1e-6."""
-    plan = DpSgdPlan(num_examples=50, batch_size=10, steps=1, clip_norm=0.7, noise_multiplier=3.0, delta=1e-3)
+    plan = DpSgdPlan(num_examples=50, batch_size=10, steps=2, clip_norm=0.7, noise_multiplier=3.0, delta=1e-3)
     loss = lambda p, x: jnp.sum(p["w"] * x)
     params = {"w": jnp.zeros(200_000)}
     sgd = DpSgd(plan, loss, optax.sgd(1.0), 10)
@@ -133,6 +133,24 @@ def test_the_program_holds_no_key(problem):
         for keys in (KEYS, Keys(jax.random.key(123456), jax.random.key(987654)))
     }
     assert len(texts) == 1
+
+
+def test_the_program_never_runs_past_its_plan(problem):
+    loss, params, data = problem
+    plan = DpSgdPlan(num_examples=16, batch_size=8, steps=3, clip_norm=0.5, noise_multiplier=1.0, delta=1e-3)
+    sgd = DpSgd(plan, loss, optax.sgd(0.1), 8)
+    state, _ = run(sgd, params, data, 300)
+    assert int(state.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, state, run(sgd, params, data, 5, start=state)[0])
+
+
+@pytest.mark.parametrize("rows", [(10, 16), (16, 10), (17, 17)])
+def test_data_of_another_length_than_planned_are_refused(problem, rows):
+    loss, params, (x, y) = problem
+    plan = DpSgdPlan(num_examples=16, batch_size=8, steps=3, clip_norm=0.5, noise_multiplier=1.0, delta=1e-3)
+    data = (jnp.resize(x, (rows[0], 5)), jnp.resize(y, (rows[1],)))
+    with pytest.raises(PlanError, match="for 16 examples"):
+        run(DpSgd(plan, loss, optax.sgd(0.1), 8), params, data, 1)
 
 
 def test_metrics_count_what_happened(problem):

@@ -33,7 +33,7 @@ def test_max_pool_is_flax_max_pool():
 def test_a_batch_is_its_examples(name, shape):
     model = make_model(name, shape, 10)
     params = preflight.initialise(model, shape, seed=0)
-    preflight.check_loss(cross_entropy(model), params, shape, 10)
+    preflight.check_loss(cross_entropy(model), params, preflight.synthetic_examples(shape, 10))
     x = jax.random.uniform(jax.random.key(2), (3, *shape))
     apply = jax.jit(lambda x: model.apply({"params": params}, x))
     whole = apply(x)
@@ -104,7 +104,20 @@ class StartsAtZero(nn.Module):
         return nn.Dense(2, kernel_init=nn.initializers.zeros)(jnp.tanh(nn.Dense(4)(x)))
 
 
+class Drops(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=False)(x))
+
+
+EXAMPLES = preflight.synthetic_examples((4,), 2)
+
+
 class TestPreflight:
+    def test_dropout_is_refused(self):
+        with pytest.raises(ModelError, match="dropout"):
+            preflight.initialise(Drops(), (4,), seed=0)
+
     def test_batch_statistics_are_refused_with_the_fix(self):
         with pytest.raises(ModelError, match=r"norm keeps batch statistics.*GroupNorm"):
             preflight.initialise(WithBatchNorm(), (4,), seed=0)
@@ -120,18 +133,18 @@ class TestPreflight:
     def test_parameters_without_gradient_are_named_by_path(self):
         params = preflight.initialise(Unused(), (4,), seed=0)
         with pytest.raises(ModelError, match="no gradient reaches forgotten, frozen"):
-            preflight.check_loss(cross_entropy(Unused()), params, (4,), 2)
+            preflight.check_loss(cross_entropy(Unused()), params, EXAMPLES)
 
     def test_collectives_are_refused(self):
         def loss(params, example):
             return jax.lax.pmean(jnp.sum(params["w"] * example[0]), "batch")
 
         with pytest.raises(ModelError, match="across examples"):
-            preflight.check_loss(loss, {"w": jnp.ones(4)}, (4,), 2)
+            preflight.check_loss(loss, {"w": jnp.ones(4)}, EXAMPLES)
 
     def test_a_layer_that_starts_at_zero_passes(self):
         params = preflight.initialise(StartsAtZero(), (4,), seed=0)
-        preflight.check_loss(cross_entropy(StartsAtZero()), params, (4,), 2)
+        preflight.check_loss(cross_entropy(StartsAtZero()), params, EXAMPLES)
 
 
 class TestOptimizers:
