@@ -51,7 +51,7 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     outcome that one neighbour can produce and the other can't is a δ that no accountant has charged: up to
     Φ(−4.22) = 1.2e-5 a release at σ = 1, in the worst direction and before sampling. Here 63 random bits give the
     distance u from the nearer tail, at full float32 precision however small it is, and one more the sign:
-    |z| = −Φ⁻¹(u/2), cut off where the probability is 2⁻⁶³. It costs the same.
+    |z| = −Φ⁻¹(u/2), cut off where the probability is 2⁻⁶³. It takes 2.6 times as long, little beside a gradient.
     """
     words = jax.random.bits(key, (2, *shape), jnp.uint32)
     high = (words[0] >> 1).astype(jnp.float32)
