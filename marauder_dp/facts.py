@@ -70,7 +70,7 @@ def dpsgd_facts(
             "sampling": f"Poisson, each example with probability {q:.6g} in each step; it protects nothing here.",
             "not_covered": "Everything.",
             "data_dependence": "There is no guarantee to depend on it.",
-            "randomness": "No noise is added.",
+            "randomness": ["No noise is added."],
         }
     if reproducible_noise:
         facts["randomness"] = [

@@ -75,7 +75,7 @@ def test_a_ceiling_stops_before_it_is_passed_with_its_own_exit_code(cli, tmp_pat
 
 
 def test_the_non_private_baseline_says_so(cli, tmp_path):
-    code, out, _ = cli(f"--workdir={tmp_path}", "--private=false", "--steps=300")
+    code, out, _ = cli(f"--workdir={tmp_path}", "--private=false", "--steps=300", "--reproducible_noise")
     assert code == 0
     assert "NONE" in out
     assert "No privacy guarantee" in out
@@ -84,6 +84,7 @@ def test_the_non_private_baseline_says_so(cli, tmp_path):
     statement = (tmp_path / "privacy.md").read_text()
     assert "No privacy guarantee" in statement
     assert "Nothing should leave the trusted side" in statement
+    assert "\n- No noise is added.\n" in statement
     assert "may be given to anyone" not in statement
     assert report.verify(tmp_path / "privacy.json")["ok"]
     assert float(re.search(r"test accuracy\s+([\d.]+)%", out)[1]) > 90
