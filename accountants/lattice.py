@@ -1,0 +1,363 @@
+r"""From a dominating pair to two measures on a lattice of losses, one above it and one below.
+
+For a finite measure p of losses let δ_p(ε) = ∫(1 − e^{ε−y})₊ dp(y), and write p ⪯ p′ if δ_p(ε) ≤ δ_p′(ε) for every real ε.
+Composition is convolution, and it keeps the order: δ_{p∗r}(ε) = ∫ δ_p(ε − y) dr(y). So measures on a lattice with
+`lower ⪯ exact ⪯ upper` give bounds for any number of compositions. Neither has to be a probability measure: leaving out mass
+is a lower bound, adding some an upper one.
+
+In terms of γ = e^ε, δ_p is a convex, decreasing curve. A measure on the lattice is a polygon with kinks at γ_i = e^{y_i}, whose
+slope changes by the Q-mass of y_i.
+
+* `upper` is the polygon through the curve's own points ("connect the dots", Doroshenko, Ghazi, Kamath, Kumar,
+  Manurangsi 2022): what lies between two lattice points is split between them so that P- and Q-mass are kept.
+* `lower` is the same polygon let down until it lies below the curve: each point by the larger sag of the two chords that
+  meet there. The sag of a chord is bounded by tangents of the curve at both ends and at an inner point. Where the result is not
+  convex (a negative mass) its greatest convex minorant takes its place, which is lower still and has kinks on the lattice.
+
+Both are off by O(step²): the variance of the loss under either differs from the exact one by about step²/6.
+
+A large part of the mass may sit at one end of the range (a sampled Gaussian is nearly always its lowest loss). The lattice is
+laid so that the barycentre of that end is a lattice point, and `lower` merges the end into it; merging outcomes is
+post-processing.
+"""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accountants.pairs import Cells, Pair
+
+Array = NDArray[np.float64]
+
+_CUT = 0.25  # an end of `lower` holds at least this part of the mass of the cells beside it
+_REACHES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Lattice:
+    """A batch of k measures on the losses origin + i · step.
+
+    Attributes:
+      origin: (k,).
+      step: of the lattice, the same for the whole batch.
+      mass: (k, n), non-negative, in units of e^log_scale.
+      infinite: mass at infinite loss, (k,).
+      log_scale: 0 but for measures that are compositions themselves.
+      outside: mass that is missing, tilted and relative; 0 but for compositions.
+    """
+
+    origin: Array
+    step: float
+    mass: Array
+    infinite: Array
+    log_scale: float = 0.0
+    outside: float = 0.0
+
+    @property
+    def losses(self) -> Array:
+        """(k, n)."""
+        return self.origin[:, None] + self.step * np.arange(self.mass.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sandwich:
+    """`lower` ⪯ exact ⪯ `upper`, on the same lattice points."""
+
+    lower: Lattice
+    upper: Lattice
+
+
+def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array) -> Sandwich:
+    """Discretises a batch of pairs.
+
+    Args:
+      pair: a batch of k.
+      step: distance of lattice points, > 0.
+      low_tail: P-mass of the lowest losses that may be moved (up in `upper`, away in `lower`). (k, 1).
+      high_tail: P-mass of the highest losses that `upper` may count as infinite and `lower` leave out. (k, 1).
+    """
+    grid = _lay(pair, step, low_tail, high_tail)
+    points = grid.origin + step * np.arange(grid.count + 1)
+    inner = points[:, :-1] + step / 2
+    rows = np.arange(len(points))
+    # A merged end reaches up to (down to) its own edge, not to the middle of a cell.
+    merged = grid.bottom >= 0
+    inner[rows[merged], grid.low_cell[merged]] = grid.inner_low[merged]
+    merged = grid.top >= 0
+    inner[rows[merged], grid.high_cell[merged]] = grid.inner_high[merged]
+    edges = np.empty((len(points), 2 * grid.count + 1))
+    edges[:, 0::2], edges[:, 1::2] = points, inner
+    cells = pair.cells(edges)
+    first = Cells(*(part[:, 1:-1:2] for part in cells))  # from a lattice point to the inner point
+    second = Cells(*(part[:, 2:-1:2] for part in cells))
+    below, above = cells.p[:, 0], cells.p[:, -1]
+    inner = inner - points[:, :-1]
+    upper_mass = _upper(first, second, inner, step)
+    upper_mass[:, 0] += below
+    lower_mass = _lower(first, second, inner, step, below, above, grid)
+    origin = grid.origin[:, 0]
+    return Sandwich(Lattice(origin, step, lower_mass, np.zeros_like(above)), Lattice(origin, step, upper_mass, above))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """How a lattice is laid over a batch of k pairs.
+
+    Attributes:
+      origin: lowest lattice point, (k, 1).
+      count: number of cells; lattice points are 0 … count.
+      bottom: the lattice point into which `lower` merges the lowest losses, (k,); −1 for none.
+      inner_low: up to where, (k,).
+      top, inner_high: likewise for the highest losses.
+    """
+
+    origin: Array
+    step: float
+    count: int
+    bottom: NDArray[np.int64]
+    inner_low: Array
+    top: NDArray[np.int64]
+    inner_high: Array
+
+    @property
+    def low_cell(self) -> NDArray[np.int64]:
+        """The cell in which `inner_low` lies."""
+        return self._cell(self.inner_low, 1e-9)
+
+    @property
+    def high_cell(self) -> NDArray[np.int64]:
+        """The cell in which `inner_high` lies."""
+        return self._cell(self.inner_high, -1e-9)
+
+    def _cell(self, loss: Array, nudge: float) -> NDArray[np.int64]:
+        position = (loss - self.origin[:, 0]) / self.step + nudge
+        return np.clip(np.floor(position), 0, self.count - 1).astype(np.int64)
+
+
+def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array) -> _Grid:
+    """Lays lattice points so that the barycentre of the heavier end (of both ends, if both are atoms) is one of them."""
+    low, high = (edge[:, 0] for edge in pair.quantiles(low_tail, high_tail))
+    atoms = pair.spacing() is not None
+    if atoms:
+        inner_low, inner_high = low + 1e-7 * step, high - 1e-7 * step
+    else:
+        inner_low, inner_high = low + _reach(pair, low, step, 1), high - _reach(pair, high, step, -1)
+    narrow = inner_high <= inner_low  # all of it within a few steps: it is merged at loss 0
+    inner_low = np.where(narrow, np.maximum(inner_low, high), inner_low)
+    inner_high = np.where(narrow, inner_low + step, inner_high)
+    ends = pair.cells(np.stack([inner_low, inner_high], axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bottom = np.log(ends.p[:, 0]) - np.log(ends.q[:, 0])
+        top = inner_high - np.log1p(-ends.excess[:, 2] / ends.p[:, 2])
+    at_bottom = (ends.p[:, 0] >= ends.p[:, 2]) & ~np.full_like(narrow, atoms)
+    bottom_known = np.isfinite(bottom) & (bottom <= inner_low)
+    top_known = np.isfinite(top) & (top >= inner_high)
+    bottom, top = np.where(bottom_known, bottom, low), np.where(top_known, top, high)
+    # With atoms at both ends `step` divides their distance; a hair less at the bottom is a lower bound still.
+    length = np.maximum(top - low, 0.0) / step
+    length = (np.round(length) if atoms else np.ceil(length)).astype(np.int64) + 1
+    origin = np.where(at_bottom, bottom - step * (np.ceil((bottom - low) / step) + 1), top - length * step)
+    none = np.full_like(length, -1)
+    anchored = np.round((bottom - origin) / step).astype(np.int64)
+    return _Grid(
+        origin=origin[:, None],
+        step=step,
+        count=int(np.ceil(np.max((np.maximum(high, inner_high) - origin) / step - 1e-9))) + 1,
+        bottom=np.where(at_bottom & bottom_known, anchored, 1 if atoms else none),
+        inner_low=inner_low,
+        top=np.where(~at_bottom & top_known, length, none),
+        inner_high=inner_high,
+    )
+
+
+def _reach(pair: Pair, end: Array, step: float, side: int) -> Array:
+    """How far from the `end` of the range losses are merged: half a step, or until they are not few beside their neighbours."""
+    distance = step * (0.5 + np.arange(_REACHES + 1))
+    edges = end[:, None] + side * distance
+    p = pair.cells(edges[:, ::side]).p[:, ::side]
+    enough = np.cumsum(p, axis=1)[:, :_REACHES] >= _CUT * p[:, 1 : _REACHES + 1]
+    first = np.where(enough.any(axis=1), enough.argmax(axis=1), _REACHES - 1)
+    return distance[first]
+
+
+def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float, Array]:
+    """Moves a measure with many atoms to a lattice: from above (`sign` 1) or from below (−1).
+
+    Args:
+      losses: of the atoms, (n,), evenly spaced and ascending.
+      mass: of the atoms, (n,), in any unit.
+      step: of the lattice.
+      sign: which bound.
+
+    Returns:
+      Loss of the first lattice point, and the masses there.
+    """
+    origin = float(losses[0]) - step
+    position = (losses - origin) / step
+    if sign < 0 and losses[1] - losses[0] > step / 4:
+        # So few atoms that letting down chords gains nothing: each goes to the lattice point below it.
+        return origin, np.bincount(np.floor(position).astype(np.int64), weights=mass)
+    cell = np.ceil(position).astype(np.int64) - 1
+    inside = (position - cell) * step  # from the cell's lower end, in (0, step]
+    count = int(cell[-1]) + 2
+
+    def part(chosen: NDArray[np.bool_], edge: float) -> Cells:
+        p = np.bincount(cell[chosen], weights=mass[chosen], minlength=count)
+        excess = np.bincount(cell[chosen], weights=mass[chosen] * -np.expm1(edge - inside[chosen]), minlength=count)
+        return Cells(p[None], (p - excess)[None], excess[None], 1e-15 * p[None] * step)
+
+    low = inside <= step / 2
+    first, second, inner = part(low, 0.0), part(~low, step / 2), np.full((1, count), step / 2)
+    if sign > 0:
+        return origin, _upper(first, second, inner, step)[0]
+    nothing, unknown = np.zeros(1), np.array([-1])
+    grid = _Grid(nothing[:, None], step, count, unknown, nothing, unknown, nothing)
+    return origin, _lower(first, second, inner, step, nothing, nothing, grid)[0]
+
+
+def _upper(first: Cells, second: Cells, inner: Array, step: float) -> Array:
+    """Masses at the count + 1 lattice points; `first` and `second` are the two parts of each of the count cells."""
+    p, excess, error = _joined(first, second, inner)
+    up = np.minimum((excess + error) * (1 + 1e-14) / -np.expm1(-step), p)
+    mass = np.zeros((p.shape[0], p.shape[1] + 1))
+    mass[:, :-1] = p - up
+    mass[:, 1:] += up
+    return mass
+
+
+def _joined(first: Cells, second: Cells, inner: Array) -> tuple[Array, Array, Array]:
+    """P-mass, excess over the lower end and its error of whole cells."""
+    excess = first.excess + second.p - np.exp(-inner) * (second.p - second.excess)
+    return first.p + second.p, excess, first.error + second.error + 1e-16 * second.p
+
+
+def _lower(first: Cells, second: Cells, inner: Array, step: float, below: Array, above: Array, grid: _Grid) -> Array:
+    """Masses at the count + 1 lattice points."""
+    k, count = first.p.shape
+    rows, index = np.arange(k), np.arange(count + 1)
+    p1, p2 = first.p.copy(), second.p.copy()
+    e1 = np.maximum(first.excess - first.error, 0.0)
+    e2 = np.maximum(second.excess - second.error, 0.0)
+    atoms = np.zeros((k, count + 1))
+    start, end = np.maximum(grid.bottom, 0), np.where(grid.top >= 0, grid.top, count)
+    low_cell, high_cell = grid.low_cell, grid.high_cell
+    # Merge the ends into their lattice points.
+    for row in rows[grid.bottom >= 0]:
+        cell = low_cell[row]
+        atoms[row, start[row]] = below[row] + p1[row, : cell + 1].sum() + p2[row, :cell].sum()
+        p1[row, : cell + 1] = p2[row, :cell] = e1[row, : cell + 1] = e2[row, :cell] = 0.0
+    for row in rows[grid.top >= 0]:
+        cell = high_cell[row]
+        atoms[row, end[row]] = above[row] + p1[row, cell + 1 :].sum() + p2[row, cell:].sum()
+        p1[row, cell + 1 :] = p2[row, cell:] = e1[row, cell + 1 :] = e2[row, cell:] = 0.0
+    # Elsewhere the last cells become an atom at their lower end, as soon as it is not small beside its neighbours.
+    p = p1 + p2
+    for row in rows[grid.top < 0]:
+        enough = p[row] > 0
+        enough[2:] &= p[row, 2:] >= _CUT * p[row, :-2]
+        last = int(np.flatnonzero(enough)[-1]) if enough.any() else 0
+        atoms[row, last] += p[row, last:].sum() + above[row]
+        end[row] = last
+        p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
+    w = np.expm1(step)
+    shrink = np.exp(-inner)
+    p, excess = p1 + p2, e1 + p2 - shrink * (p2 - e2)
+    excess = np.clip(excess, 0.0, p * (w / (1 + w)))
+    sag = _sag(p1, e1, p2, e2, excess, inner, step)
+    drop = np.zeros((k, count + 1))
+    drop[:, :-1] = sag
+    drop[:, 1:] = np.maximum(drop[:, 1:], sag)
+    scaled_q = p - excess
+    drop[index < start[:, None]] = 0.0
+    drop[index > end[:, None]] = 0.0
+    # Nothing lies beyond the ends to be balanced with: there the polygon keeps the curve's value and its tangent.
+    drop[rows, start] = 0.0
+    after = np.minimum(start + 1, count)
+    drop[rows, after] = np.maximum(drop[rows, after], (scaled_q * w - excess)[rows, np.minimum(start, count - 1)])
+    before = np.maximum(end - 1, 0)
+    drop[rows, before] = np.maximum(drop[rows, before], excess[rows, before])
+    drop[rows, end] = 0.0
+    drop[rows, start] = 0.0
+    up = np.minimum(excess * (1 + w) / w, p)
+    mass = atoms
+    mass[:, :-1] += p - up
+    mass[:, 1:] += up
+    slope = np.diff(drop, axis=1)
+    mass[:, :-1] -= slope / w
+    mass[:, 1:] += slope * ((1 + w) / w)
+    for row in np.flatnonzero((mass < 0).any(axis=1)):
+        mass[row] = _convex(mass[row], step, int(start[row]), int(end[row]))
+    return mass
+
+
+def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array, step: float) -> Array:
+    """How far each chord may lie above the curve: at most this.
+
+    In units in which the cell is γ ∈ [1, 1 + w], the chord falls from `excess` to 0. Tangents at 1, at the inner point and at
+    1 + w meet at the barycentres of the two parts, and there a convex curve above its tangents is furthest from the chord.
+    """
+    w = np.expm1(step)
+    q1 = p1 - e1
+    growth = np.exp(inner)
+    q2 = (p2 - e2) / growth  # e2 is relative to the inner point, everything here to the cell's lower end
+    with np.errstate(divide="ignore", invalid="ignore"):
+        k1 = np.clip(np.where(q1 > 0, e1 / q1, 0.0), 0.0, w)
+        k2 = np.clip(np.where(q2 > 0, p2 / q2 - 1, w), 0.0, w)
+    q = q1 + q2
+    at_first = k1 * (q - excess / w)
+    at_second = excess * (w - k2) / w
+    return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
+
+
+def _convex(mass: Array, step: float, start: int, end: int) -> Array:
+    """The greatest convex minorant of a polygon given by its masses (kinks), on the vertices start … end.
+
+    Leaving out a vertex with negative mass joins its neighbours by a chord, which lowers the curve; its mass is shared
+    between the neighbours so that P and Q are kept.
+    """
+    mass = mass.copy()
+    size = len(mass)
+    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+    stack = [int(i) for i in np.flatnonzero(mass < 0)]
+    values = mass.tolist()
+    while stack:
+        i = stack.pop()
+        m = values[i]
+        if m >= 0:
+            continue
+        a, b = before[i], after[i]
+        if i <= start or a < start or b > end:
+            if i >= end or b > end:
+                return _cut(np.array(values), step, start, end)
+            # At the lower end: mass is taken from the next point, which is to the right and so worth more.
+            values[b] += m
+            values[i] = 0.0
+            if values[b] < 0:
+                stack.append(b)
+            continue
+        share = np.expm1(-(i - a) * step) / np.expm1(-(b - a) * step)
+        values[i] = 0.0
+        values[a] += m * (1 - share)
+        values[b] += m * share
+        after[a], before[b] = b, a
+        if values[a] < 0:
+            stack.append(a)
+        if values[b] < 0:
+            stack.append(b)
+    return np.array(values)
+
+
+def _cut(mass: Array, step: float, start: int, end: int) -> Array:
+    """Lets the polygon reach zero at an earlier vertex, where it ended in a negative mass."""
+    for j in range(end, start, -1):
+        tail = mass[j - 1 : end + 1]
+        worth = -np.expm1(-step * np.arange(len(tail)))  # to δ at vertex j − 1
+        value, total = float(tail @ worth), float(tail.sum())
+        value_at_j = float(tail[1:] @ worth[:-1])
+        last = value / -np.expm1(-step)
+        if value_at_j >= 0 and 0 <= last <= total:
+            result = mass.copy()
+            result[j - 1], result[j], result[j + 1 :] = total - last, last, 0.0
+            return _convex(result, step, start, j)
+    return np.zeros_like(mass)

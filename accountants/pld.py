@@ -1,0 +1,413 @@
+r"""The numerical accountant: an interval that contains the exact ε (or δ), as narrow as asked for.
+
+Privacy loss distributions (Sommer, Meiser, Mohammadi 2019; Koskela, Jälkö, Honkela 2020; Gopi, Lee, Wutschitz 2021), from
+both sides. An event becomes dominating pairs with counts (`mechanisms`), these become measures on a lattice above and
+below the exact ones (`lattice`), and these are composed (`convolution`). The step of the lattice follows from the width that
+is asked for:
+
+  The discretised loss has a variance that is off by at most step²/6 to either side, which moves K(θ) by about
+  θ(θ+1)/2 of that for each composition, so ε by (θ+1)/2 and log δ by θ(θ+1)/2. With T compositions an interval of ε as wide
+  as `tolerance` takes step² = 6 · tolerance/(T(θ+1)).
+
+What comes out is measured, not trusted: where the interval is wider than asked for, the step shrinks and it is done again.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accountants import convolution
+from accountants.convolution import Composition, Cumulants
+from accountants.errors import AccountingError, InvalidEventError
+from accountants.events import (
+    DpEvent,
+    NeighbouringRelation,
+    as_event,
+    as_relation,
+    non_negative,
+    open_unit,
+    whole,
+)
+from accountants.lattice import Lattice, sandwich
+from accountants.mechanisms import Direction, Mechanism, directions, leaves
+from accountants.pairs import Pair
+
+Array = NDArray[np.float64]
+
+DEFAULT_RTOL = 1e-3
+MIN_RTOL = 1e-6
+
+_ROUNDS = 6
+_SAFETY = 0.95  # of the step that should just do
+_WINDOW = 16.0  # standard deviations of the loss that a transform spans, about
+_LONG = 2**17  # points of a transform from which composition in two stages is faster
+_MAX_POINTS = 2**25  # of one transform; in two stages it is far shorter
+_ROUND_UP = 1e-11  # relative, on every bound that is returned
+_NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
+_SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
+_LOW_TAIL = 1e-12  # probability of the lowest losses that may be moved, in all
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """What is certain: `lower` ≤ exact ≤ `upper`. The upper end is the one to report.
+
+    For mechanisms whose worst pair of outputs is only known to be dominated by the one that is accounted (the exponential
+    mechanism, composed; sampling under replace_one; truncated batches), "exact" is the figure of that pair.
+
+    Attributes:
+      lower, upper: of ε, or of δ.
+    """
+
+    lower: float
+    upper: float
+
+    @property
+    def relative_width(self) -> float:
+        """(upper − lower)/upper; 0 if they are equal."""
+        return 0.0 if self.lower == self.upper else (self.upper - self.lower) / self.upper
+
+
+class PldAccountant:
+    """Accumulates events and answers with certified intervals, whose upper ends are what `get_epsilon` and `get_delta` return.
+
+    Example:
+      >>> from accountants import PldAccountant, dpsgd_event
+      >>> accountant = PldAccountant().compose(dpsgd_event(1.1, 256 / 60_000, 14_062))
+      >>> interval = accountant.epsilon_interval(1e-5)
+      >>> interval.lower < 2.3816 < interval.upper, interval.relative_width < 1e-3
+      (True, True)
+    """
+
+    name = "pld"
+
+    def __init__(
+        self,
+        *,
+        neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        rtol: float = DEFAULT_RTOL,
+    ):
+        """Starts with nothing composed.
+
+        Args:
+          neighbouring_relation: the relation under which every answer is meant.
+          rtol: how wide an interval may be, relative to its upper end; from 1e-6 to 0.1.
+
+        Raises:
+          InvalidEventError: an argument lies outside its domain.
+        """
+        self.neighbouring_relation = as_relation(neighbouring_relation)
+        self.rtol = check_rtol(rtol)
+        self._counts: dict[DpEvent, int] = {}
+
+    def compose(self, event: Any, count: int = 1) -> Self:
+        """Adds `count` independent runs of `event`, ours or a `dp_accounting` one. Returns self.
+
+        Raises:
+          InvalidEventError: the event or the count is malformed.
+          UnsupportedEventError: no dominating pair is known here; nothing was composed.
+        """
+        added = leaves(as_event(event), whole(count, "count"))
+        directions(tuple(added.items()), self.neighbouring_relation)
+        for leaf, times in added.items():
+            self._counts[leaf] = self._counts.get(leaf, 0) + times
+        return self
+
+    def epsilon_interval(self, delta: float) -> Interval:
+        """The exact ε at `delta` in (0, 1) lies in it; both ends are infinite if there is no guarantee."""
+        return _epsilon_interval(*self._key(), open_unit(delta, "delta"), self.rtol)
+
+    def delta_interval(self, epsilon: float) -> Interval:
+        """The exact δ at `epsilon` ≥ 0 lies in it."""
+        if epsilon == math.inf:
+            epsilon = float(np.finfo(np.float64).max)
+        return _delta_interval(*self._key(), non_negative(epsilon, "epsilon"), self.rtol)
+
+    def get_epsilon(self, delta: float) -> float:
+        """Upper bound of ε at `delta` in (0, 1), within `rtol` of the exact value."""
+        return self.epsilon_interval(delta).upper
+
+    def get_delta(self, epsilon: float) -> float:
+        """Upper bound of δ at `epsilon` ≥ 0, within `rtol` of the exact value."""
+        return self.delta_interval(epsilon).upper
+
+    def _key(self) -> tuple[tuple[tuple[DpEvent, int], ...], NeighbouringRelation]:
+        items = sorted(self._counts.items(), key=lambda item: repr(item[0]))  # the order of composition is irrelevant
+        return tuple(items), self.neighbouring_relation
+
+
+def check_rtol(rtol: float) -> float:
+    """Returns `rtol` if it is a number from 1e-6 to 0.1.
+
+    Raises:
+      InvalidEventError: it is not.
+    """
+    if isinstance(rtol, bool) or not isinstance(rtol, int | float) or not MIN_RTOL <= rtol <= 0.1:
+        raise InvalidEventError(f"rtol must lie between {MIN_RTOL:g} and 0.1; got {rtol!r}")
+    return float(rtol)
+
+
+Counts = tuple[tuple[DpEvent, int], ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: float, rtol: float) -> Interval:
+    found = directions(counts, relation)
+    if any(direction.spent >= delta for direction in found):
+        return Interval(math.inf, math.inf)
+    return _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
+
+
+@functools.lru_cache(maxsize=256)
+def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: float, rtol: float) -> Interval:
+    found = directions(counts, relation)
+    interval = _worst([_DeltaQuestion(epsilon) for _ in found], found, rtol)
+    spent = max(direction.spent for direction in found)
+    return Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
+
+
+def _worst(questions: list["_Question"], found: tuple[Direction, ...], rtol: float) -> Interval:
+    """The largest answer over all directions."""
+    lower = upper = 0.0
+    searches = []
+    for question, direction in zip(questions, found, strict=True):
+        if len(direction.mechanisms) == 1 and direction.mechanisms[0].count == 1:
+            exact = question.exact(direction.mechanisms[0].pair)
+            lower, upper = max(lower, exact.lower), max(upper, exact.upper)
+        elif direction.mechanisms:
+            searches.append(_Search(question, direction, rtol))
+    for search in sorted(searches, key=lambda s: -s.guess):
+        interval = search.run(unless_below=lower)
+        lower, upper = max(lower, interval.lower), max(upper, interval.upper)
+    lower, upper = lower * (1 - _ROUND_UP), upper * (1 + _ROUND_UP)
+    return Interval(min(lower, upper), upper)
+
+
+Parts = list[tuple[Lattice, Array]]
+
+
+class _EpsilonQuestion:
+    """ε at a given δ."""
+
+    def __init__(self, delta: float):
+        self._delta = delta
+
+    def tilt(self, rough: Cumulants) -> float:
+        return rough.tilt_for_delta(self._delta)
+
+    def guess(self, rough: Cumulants, tilt: float) -> float:
+        return max(rough.epsilon(tilt, self._delta), 0.0)
+
+    def tail(self, guess: float) -> float:
+        """Probability that may be moved to infinite loss."""
+        return _NEGLIGIBLE * self._delta
+
+    def width(self, guess: float, deviation: float, rtol: float) -> float:
+        """How wide the interval may be."""
+        return rtol * max(guess, _SMALL * deviation)
+
+    def squared_step(self, width: float, guess: float, tilt: float) -> float:
+        """Lattice step² for one composition with which the interval is about `width` wide."""
+        return 6 * width / (tilt + 1)
+
+    def largest_loss(self, guess: float) -> float:
+        """Beyond which a loss is as good as infinite."""
+        return 2 * guess + 50
+
+    def answer(self, composition: Composition) -> float:
+        return convolution.epsilon(composition, self._delta)
+
+    def exact(self, pair: Pair) -> Interval:
+        """Where `pair` is all there is."""
+        return Interval(*_solve(pair, self._delta))
+
+
+class _DeltaQuestion:
+    """δ at a given ε."""
+
+    def __init__(self, epsilon: float):
+        self._epsilon = epsilon
+
+    def tilt(self, rough: Cumulants) -> float:
+        return rough.tilt_for_epsilon(self._epsilon)
+
+    def guess(self, rough: Cumulants, tilt: float) -> float:
+        return math.exp(max(min(rough.log_delta(tilt, self._epsilon), 0.0), -690.0))
+
+    def tail(self, guess: float) -> float:
+        return _NEGLIGIBLE * guess
+
+    def width(self, guess: float, deviation: float, rtol: float) -> float:
+        return rtol * guess
+
+    def squared_step(self, width: float, guess: float, tilt: float) -> float:
+        return 6 * width / guess / (tilt * (tilt + 1))
+
+    def largest_loss(self, guess: float) -> float:
+        return self._epsilon + 50
+
+    def answer(self, composition: Composition) -> float:
+        return convolution.delta(composition, self._epsilon)
+
+    def exact(self, pair: Pair) -> Interval:
+        return _curve(pair, self._epsilon)
+
+
+_Question = _EpsilonQuestion | _DeltaQuestion
+
+
+class _Search:
+    """Finds a lattice on which one direction's question has a narrow enough answer."""
+
+    def __init__(self, question: _Question, direction: Direction, rtol: float):
+        self._question, self._rtol = question, rtol
+        self._groups = _grouped(direction)
+        self._total = float(sum(counts.sum() for _, counts in self._groups))
+        self._tail = 1e-7
+        rough = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
+        self._tilt = question.tilt(rough)
+        self.guess = question.guess(rough, self._tilt)
+        self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
+
+    def run(self, unless_below: float) -> Interval:
+        """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
+        question, tilt = self._question, self._tilt
+        width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
+        step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
+        step = min(step, 0.7 * self._deviation / math.sqrt(self._total))
+        best = Interval(0.0, math.inf)
+        for _ in range(_ROUNDS):
+            lower, upper = self._bounds(step)
+            best = Interval(max(best.lower, lower), min(best.upper, upper))
+            if best.lower > best.upper * (1 + 1e-9):
+                raise AccountingError(f"bounds contradict each other ({best}): a bug, please report it; no figure was given out")
+            gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
+            if gap <= allowed or best.upper <= unless_below:
+                break
+            step *= min(0.7, max(0.05, _SAFETY * math.sqrt(allowed / gap))) if math.isfinite(gap) else 0.25
+        return best
+
+    def _bounds(self, step: float) -> tuple[float, float]:
+        step = max(step, _WINDOW * self._deviation / _MAX_POINTS)
+        stages = 1
+        if _WINDOW * self._deviation / step > _LONG and self._total > 1e4 and all(p.spacing() is None for p, _ in self._groups):
+            stages = math.isqrt(int(self._total))
+            step /= math.sqrt(2)  # both stages contribute to the width
+        step, own = _steps(self._groups, step)
+        sandwiches = []
+        tail = max(self._question.tail(self.guess) / self._total, 1e-300)
+        for (pair, counts), own_step in zip(self._groups, own, strict=True):
+            low = np.full((len(counts), 1), _LOW_TAIL / self._total)
+            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=np.full_like(low, tail)))
+        answers = []
+        for sign in (-1, 1):
+            parts = []
+            for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
+                part = (both.upper if sign > 0 else both.lower, counts)
+                if own_step != step:
+                    part = (self._composed([part], step, sign), np.ones(1))
+                parts.append(part)
+            if stages > 1:
+                parts = self._staged(parts, stages, sign)
+            answers.append(self._question.answer(convolution.compose(parts, self._tilt, sign=sign)))
+        return answers[0], answers[1]
+
+    def _staged(self, parts: Parts, stages: int, sign: int) -> Parts:
+        """The same composition as `stages` equal ones and a rest, each on a coarser lattice."""
+        step = parts[0][0].step * math.sqrt(self._total / stages)
+        each = [(lattice, np.floor(counts / stages)) for lattice, counts in parts]
+        rest = [(lattice, counts - stages * few) for (lattice, counts), (_, few) in zip(parts, each, strict=True)]
+        result = [(self._composed(each, step, sign), np.full(1, float(stages)))]
+        if any(counts.any() for _, counts in rest):
+            result.append((self._composed(rest, step, sign), np.ones(1)))
+        return result
+
+    def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
+        return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
+
+
+def _steps(groups: "Groups", step: float) -> tuple[float, list[float]]:
+    """A common lattice step, at most `step`, and the step of each group.
+
+    Atoms have to lie on the lattice, or a lower bound loses up to a step at each composition. One group's atoms can lie on the
+    common lattice; any other with atoms is composed on its own, and moved to the common lattice once.
+    """
+    spacings = [pair.spacing() for pair, _ in groups]
+    largest = max((float(s[0, 0]) for s in spacings if s is not None), default=0.0)
+    if largest >= step:
+        step = largest / math.ceil(largest / step)
+    own = []
+    for spacing in spacings:
+        if spacing is None:
+            own.append(step)
+        else:
+            gap = float(spacing[0, 0])
+            pieces = max(round(gap / step), 1)
+            on_lattice = abs(pieces * step - gap) <= 1e-13 * gap
+            own.append(step if on_lattice else gap / math.ceil(gap / step))
+    return step, own
+
+
+Groups = list[tuple[Pair, Array]]
+
+
+def _grouped(direction: Direction) -> Groups:
+    """Mechanisms of one family as one batch with the count of each."""
+    families: dict[object, list[Mechanism]] = {}
+    for mechanism in direction.mechanisms:
+        families.setdefault(mechanism.pair.family(), []).append(mechanism)
+    return [
+        (batch[0].pair.stacked([m.pair for m in batch[1:]]), np.array([float(m.count) for m in batch]))
+        for batch in families.values()
+    ]
+
+
+def _rough_cumulants(groups: Groups, tail: float) -> Cumulants:
+    """K(θ) on some two hundred losses of each pair: good to a few per cent, for choosing tilt and step."""
+    tails = np.geomspace(tail, 0.5, 48)[None, :]
+    parts = []
+    for pair, counts in groups:
+        low, high = pair.quantiles(tails, tails)
+        shape = (len(counts), len(tails[0]))
+        low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
+        even = low[:, :1] + (high[:, :1] - low[:, :1]) * np.linspace(0, 1, 129)
+        edges = np.sort(np.concatenate([low, high, even], axis=1), axis=1)
+        cells = pair.cells(edges)
+        # Each cell at its barycentre: merging outcomes keeps the masses of both distributions.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            losses = edges - np.log1p(-cells.excess[:, 1:] / cells.p[:, 1:])
+            first = np.log(cells.p[:, :1] / cells.q[:, :1])
+        losses = np.concatenate([np.where(np.isfinite(first), first, edges[:, :1]), losses], axis=1)
+        losses[:, 1:] = np.where(np.isfinite(losses[:, 1:]), losses[:, 1:], edges)
+        parts.append((cells.p, losses, counts))
+    return Cumulants(parts)
+
+
+def _curve(pair: Pair, epsilon: float) -> Interval:
+    """δ(ε) of a single pair, from its own formula."""
+    cells = pair.cells(np.array([[epsilon]]))
+    value, error = float(cells.excess[0, 1]), float(cells.error[0, 1])
+    return Interval(max(value - error, 0.0), value + error)
+
+
+def _solve(pair: Pair, delta: float) -> tuple[float, float]:
+    """ε(δ) of a single pair, by bisection of its own formula."""
+    if _curve(pair, 0.0).upper <= delta:
+        return 0.0, 0.0
+    top = float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0])
+
+    def crossing(above: Callable[[Interval], bool], side: int) -> float:
+        low, high = 0.0, max(top, 0.0)
+        for _ in range(200):
+            middle = 0.5 * (low + high)
+            if not low < middle < high:
+                break
+            low, high = (middle, high) if above(_curve(pair, middle)) else (low, middle)
+        return (low, high)[side]
+
+    return crossing(lambda d: d.lower > delta, 0), crossing(lambda d: d.upper > delta, 1)
