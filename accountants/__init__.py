@@ -12,6 +12,7 @@ from accountants.errors import (
     LedgerError,
     UnsupportedEventError,
 )
+from accountants.event_json import from_dict, from_json, to_dict, to_json
 from accountants.events import (
     ComposedDpEvent,
     DpEvent,
@@ -24,8 +25,6 @@ from accountants.events import (
     SelfComposedDpEvent,
     as_event,
     dpsgd_event,
-    from_dict,
-    to_dict,
 )
 from accountants.ledger import Ledger
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp

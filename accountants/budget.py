@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from accountants.calibration import largest_count
+from accountants.domains import open_unit, whole
 from accountants.errors import BudgetExceededError, InvalidEventError
-from accountants.events import open_unit, whole
 from accountants.ledger import Ledger
 from accountants.rdp import RdpAccountant
 

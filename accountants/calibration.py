@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from accountants.domains import open_unit, positive, whole
 from accountants.errors import CalibrationError, InvalidEventError
-from accountants.events import NeighbouringRelation, dpsgd_event, non_negative, open_unit, whole
+from accountants.events import NeighbouringRelation, dpsgd_event
 from accountants.rdp import RdpAccountant
 
 NOISE_RANGE = (1e-3, 1e7)
@@ -113,11 +114,3 @@ def largest_count(fits: Callable[[int], bool], at_most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def positive(value: Any, name: str) -> float:
-    """`value` as a finite float > 0, or an `InvalidEventError` that names it."""
-    number = non_negative(value, name)
-    if number == 0:
-        raise InvalidEventError(f"{name} must be greater than 0; got {value!r}")
-    return number

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accountants.domains import whole
 from accountants.errors import AccountingError, LedgerError
-from accountants.events import DpEvent, NeighbouringRelation, as_relation, from_dict, whole
+from accountants.event_json import from_dict
+from accountants.events import DpEvent, NeighbouringRelation, as_relation
 
 SCHEMA = 1
 GENESIS = "0" * 64

@@ -79,7 +79,7 @@ def compose(
     """
     step = parts[0][0].step
     exact, coarse = Cumulants.of(parts), Cumulants.of(parts, coarse=True)
-    log_scale, mean, variance = exact.derivatives(tilt)
+    log_scale, _, variance = exact.derivatives(tilt)
     low, high = _window(exact, coarse, tilt, log_scale, math.sqrt(variance) + step)
     base = sum(float(counts @ lattice.origin) for lattice, counts in parts)
     first = math.floor((low - base) / step)
@@ -270,13 +270,20 @@ def _block_starts(size: int) -> NDArray[np.int64]:
 
 
 def _minimise(f: Callable[[float], float]) -> float:
-    """The θ in [1e-3, 1e8] at which a function, unimodal in log θ, is least; to about 5 %. Any θ gives a valid bound."""
+    """About the least θ in [1e-3, 1e8] at which a function that is unimodal in log θ is nearly least. Any θ gives a valid bound.
+
+    Nearly: where the loss is bounded the function may fall for ever, and a large θ would only ask for a fine lattice.
+    """
+    seen: dict[float, float] = {}
     grid = np.linspace(math.log(1e-3), math.log(1e8), 16)
     for points in (7, 7, 5):
-        values = [f(math.exp(t)) for t in grid]
-        best = int(np.nanargmin(values))
-        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], points)
-    return math.exp(float(grid[len(grid) // 2]))
+        seen |= {float(t): f(math.exp(t)) for t in grid}
+        best = min(seen, key=lambda t: (math.isnan(seen[t]), seen[t]))
+        below = max((t for t in seen if t < best), default=best)
+        above = min((t for t in seen if t > best), default=best)
+        grid = np.linspace(below, above, points)
+    good = seen[best] + 1e-3 * abs(seen[best])
+    return math.exp(min(t for t in seen if seen[t] <= good))
 
 
 def _window(exact: Cumulants, coarse: Cumulants, tilt: float, log_scale: float, deviation: float) -> tuple[float, float]:

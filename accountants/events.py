@@ -13,18 +13,14 @@ it is the accountant that knows that replacing one unit moves the result by up t
 import dataclasses
 import enum
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from accountants import domains
 from accountants.errors import InvalidEventError
 
 MAX_DEPTH = 64
 """Deepest nesting accepted from outside, so that a hostile file can't exhaust the stack."""
-
-
-MAX_COUNT = 10**15
-"""Largest number of repetitions; a product with it is still exact in float64."""
 
 
 class NeighbouringRelation(enum.StrEnum):
@@ -77,7 +73,7 @@ class GaussianDpEvent(DpEvent):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", non_negative(self.noise_multiplier, "noise_multiplier"))
+        object.__setattr__(self, "noise_multiplier", domains.non_negative(self.noise_multiplier, "noise_multiplier"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,7 @@ class LaplaceDpEvent(DpEvent):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "noise_multiplier", non_negative(self.noise_multiplier, "noise_multiplier"))
+        object.__setattr__(self, "noise_multiplier", domains.non_negative(self.noise_multiplier, "noise_multiplier"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +105,7 @@ class PoissonSampledDpEvent(DpEvent):
     event: DpEvent
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sampling_probability", probability(self.sampling_probability, "sampling_probability"))
+        object.__setattr__(self, "sampling_probability", domains.probability(self.sampling_probability, "sampling_probability"))
         object.__setattr__(self, "event", as_event(self.event))
 
 
@@ -120,13 +116,7 @@ class ComposedDpEvent(DpEvent):
     events: tuple[DpEvent, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.events, str | bytes | Mapping):
-            raise InvalidEventError(f"ComposedDpEvent.events must be a list of events; got {self.events!r}")
-        try:
-            events = tuple(self.events)
-        except TypeError:
-            raise InvalidEventError(f"ComposedDpEvent.events must be a list of events; got {self.events!r}") from None
-        object.__setattr__(self, "events", tuple(as_event(event) for event in events))
+        object.__setattr__(self, "events", _events(self.events, "ComposedDpEvent"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +128,357 @@ class SelfComposedDpEvent(DpEvent):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "event", as_event(self.event))
-        object.__setattr__(self, "count", whole(self.count, "count"))
+        object.__setattr__(self, "count", domains.whole(self.count, "count"))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteGaussianDpEvent(DpEvent):
+    """A whole number plus discrete Gaussian noise, P(k) ∝ e^{−k²/2σ²} (Canonne, Kamath, Steinke 2020).
+
+    Attributes:
+      sigma: > 0, in units of the whole numbers. (The standard deviation is a hair less.)
+      sensitivity: by how much one unit moves the number at most, ≥ 1.
+    """
+
+    sigma: float
+    sensitivity: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", domains.positive(self.sigma, "sigma"))
+        object.__setattr__(self, "sensitivity", domains.whole(self.sensitivity, "sensitivity", at_least=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteLaplaceDpEvent(DpEvent):
+    """A whole number plus discrete Laplace (two-sided geometric) noise, P(k) ∝ e^{−a|k|}.
+
+    Attributes:
+      noise_parameter: a > 0.
+      sensitivity: by how much one unit moves the number at most, ≥ 1.
+    """
+
+    noise_parameter: float
+    sensitivity: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_parameter", domains.positive(self.noise_parameter, "noise_parameter"))
+        object.__setattr__(self, "sensitivity", domains.whole(self.sensitivity, "sensitivity", at_least=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomizedResponseDpEvent(DpEvent):
+    """One unit's own value in one of `num_buckets` buckets, replaced by a uniformly random one with a probability.
+
+    It has a meaning where a unit's value changes (replace_one) and none where the unit is absent.
+
+    Attributes:
+      noise_parameter: that probability, in [0, 1]; the random bucket may be the true one.
+      num_buckets: ≥ 2.
+    """
+
+    noise_parameter: float
+    num_buckets: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_parameter", domains.probability(self.noise_parameter, "noise_parameter"))
+        object.__setattr__(self, "num_buckets", domains.whole(self.num_buckets, "num_buckets", at_least=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExponentialMechanismDpEvent(DpEvent):
+    """A choice with probability ∝ e^{ε · score/(2Δ)}, where one unit moves no score by more than Δ (McSherry, Talwar 2007).
+
+    Attributes:
+      epsilon: ε > 0. The mechanism is ε-DP, and more: its loss lies in an interval of length ε (bounded range).
+    """
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", domains.positive(self.epsilon, "epsilon"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportNoisyMaxDpEvent(DpEvent):
+    """The index of the largest of several scores after noise on each, where one unit moves no score by more than Δ.
+
+    Attributes:
+      noise_multiplier: scale of the noise over Δ, > 0.
+      noise: "gumbel" (which is the exponential mechanism), "laplace", or "exponential" (permute-and-flip, McKenna and Sheldon
+        2020, is the same choice).
+      monotonic: whether a unit moves all scores in the same direction, as with counts; it halves the cost.
+    """
+
+    noise_multiplier: float
+    noise: str = "gumbel"
+    monotonic: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_multiplier", domains.positive(self.noise_multiplier, "noise_multiplier"))
+        domains.one_of(self.noise, "noise", ("gumbel", "laplace", "exponential"))
+        domains.flag(self.monotonic, "monotonic")
+
+    @property
+    def epsilon(self) -> float:
+        """The pure-DP parameter (Dwork and Roth 2014, section 3.3)."""
+        return (1 if self.monotonic else 2) / self.noise_multiplier
+
+
+@dataclasses.dataclass(frozen=True)
+class AboveThresholdDpEvent(DpEvent):
+    """The sparse vector technique: any number of queries, and for each only whether it lies above a threshold.
+
+    Noise is Laplace: one draw on the threshold, fresh ones on each query; it ends after `answers` queries above (Lyu, Su, Li
+    2017, Algorithm 1: ε = 1/b₁ + 2c/b₂, and c/b₂ for monotonic queries). How many lie below costs nothing.
+
+    Attributes:
+      threshold_noise_multiplier: b₁ over the sensitivity of a query, > 0.
+      query_noise_multiplier: b₂ over it, > 0.
+      answers: c ≥ 1.
+      monotonic: whether a unit moves all queries in the same direction.
+    """
+
+    threshold_noise_multiplier: float
+    query_noise_multiplier: float
+    answers: int = 1
+    monotonic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("threshold_noise_multiplier", "query_noise_multiplier"):
+            object.__setattr__(self, name, domains.positive(getattr(self, name), name))
+        object.__setattr__(self, "answers", domains.whole(self.answers, "answers", at_least=1))
+        domains.flag(self.monotonic, "monotonic")
+
+    @property
+    def epsilon(self) -> float:
+        """The pure-DP parameter."""
+        per_answer = (1 if self.monotonic else 2) / self.query_noise_multiplier
+        return 1 / self.threshold_noise_multiplier + self.answers * per_answer
+
+
+@dataclasses.dataclass(frozen=True)
+class EpsilonDeltaDpEvent(DpEvent):
+    """Something of which only an (ε, δ) guarantee is known.
+
+    Attributes:
+      epsilon: ≥ 0, for one unit's presence against its absence.
+      delta: in [0, 1].
+    """
+
+    epsilon: float
+    delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", domains.non_negative(self.epsilon, "epsilon"))
+        object.__setattr__(self, "delta", domains.probability(self.delta, "delta"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ZCDpEvent(DpEvent):
+    """Something of which only zero-concentrated DP is known: D_α ≤ ξ + ρα at every order (Bun and Steinke 2016).
+
+    Attributes:
+      rho: ρ ≥ 0.
+      xi: ξ ≥ 0.
+    """
+
+    rho: float
+    xi: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", domains.non_negative(self.rho, "rho"))
+        object.__setattr__(self, "xi", domains.non_negative(self.xi, "xi"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOfGaussiansDpEvent(DpEvent):
+    """N(s, σ²) with a random shift s when the unit takes part, N(0, σ²) when it does not: what matrix mechanisms need.
+
+    With vector-valued shifts of those norms it is no worse (Choquette-Choo, Ganesh, McKenna, McMahan, Rush, Thakurta, Xu 2023).
+
+    Attributes:
+      standard_deviation: σ > 0.
+      sensitivities: the shifts, each ≥ 0.
+      sampling_probs: their probabilities; they sum to 1.
+    """
+
+    standard_deviation: float
+    sensitivities: tuple[float, ...]
+    sampling_probs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "standard_deviation", domains.positive(self.standard_deviation, "standard_deviation"))
+        for name in ("sensitivities", "sampling_probs"):
+            object.__setattr__(self, name, domains.floats(getattr(self, name), name))
+        if len(self.sensitivities) != len(self.sampling_probs):
+            raise InvalidEventError("sensitivities and sampling_probs must be of one length")
+        if abs(sum(self.sampling_probs) - 1) > 1e-9:
+            raise InvalidEventError(f"sampling_probs must sum to 1; they sum to {sum(self.sampling_probs)!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledWithoutReplacementDpEvent(DpEvent):
+    """`event` ran on a uniformly random subset of fixed size.
+
+    Attributes:
+      source_dataset_size: n ≥ 1.
+      sample_size: from 0 to n.
+      event: the mechanism that saw the subset.
+    """
+
+    source_dataset_size: int
+    sample_size: int
+    event: DpEvent
+
+    def __post_init__(self) -> None:
+        n = domains.whole(self.source_dataset_size, "source_dataset_size", at_least=1)
+        object.__setattr__(self, "source_dataset_size", n)
+        object.__setattr__(self, "sample_size", domains.whole(self.sample_size, "sample_size", at_most=n))
+        object.__setattr__(self, "event", as_event(self.event))
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedSubsampledGaussianDpEvent(DpEvent):
+    """A Gaussian event on a Poisson sample of which a random part is dropped where it is larger than a batch.
+
+    Attributes:
+      dataset_size: n ≥ 1.
+      sampling_probability: q, in [0, 1].
+      truncated_batch_size: B ≥ 1: the largest batch.
+      noise_multiplier: as in `GaussianDpEvent`.
+    """
+
+    dataset_size: int
+    sampling_probability: float
+    truncated_batch_size: int
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dataset_size", domains.whole(self.dataset_size, "dataset_size", at_least=1))
+        q = domains.probability(self.sampling_probability, "sampling_probability")
+        object.__setattr__(self, "sampling_probability", q)
+        size = domains.whole(self.truncated_batch_size, "truncated_batch_size", at_least=1)
+        object.__setattr__(self, "truncated_batch_size", size)
+        sigma = domains.non_negative(self.noise_multiplier, "noise_multiplier")
+        object.__setattr__(self, "noise_multiplier", sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedOrderDpEvent(DpEvent):
+    """Passes over data in a fixed or shuffled order: in each pass every unit is seen by exactly one run of `event`.
+
+    No amplification by sampling is claimed: what a pass costs a unit is one run of `event` (parallel composition over the
+    disjoint batches of a pass). The batch in which a unit lies must not depend on other units.
+
+    Attributes:
+      event: the mechanism that saw one batch.
+      epochs: number of passes.
+    """
+
+    event: DpEvent
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "event", as_event(self.event))
+        object.__setattr__(self, "epochs", domains.whole(self.epochs, "epochs"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleEpochTreeAggregationDpEvent(DpEvent):
+    """Tree aggregation of gradients over one pass, restarted at times (Kairouz et al. 2021, DP-FTRL).
+
+    Attributes:
+      noise_multiplier: of each node of the tree.
+      step_counts: steps of each tree; a unit takes part in one step of one of them.
+    """
+
+    noise_multiplier: float
+    step_counts: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sigma = domains.non_negative(self.noise_multiplier, "noise_multiplier")
+        object.__setattr__(self, "noise_multiplier", sigma)
+        counts = self.step_counts
+        try:
+            given = tuple(counts)  # type: ignore[arg-type]
+        except TypeError:
+            given = (counts,)
+        object.__setattr__(self, "step_counts", tuple(domains.whole(c, "step_counts") for c in given))
+
+    @property
+    def depth(self) -> int:
+        """Largest number of nodes that hold one step."""
+        return max((count.bit_length() for count in self.step_counts), default=0)  # type: ignore[union-attr]
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatAndSelectDpEvent(DpEvent):
+    """The best of a random number of runs of `event`, as private hyper-parameter tuning does (Papernot and Steinke 2022).
+
+    Only the best run and its score are released, and the number of runs stays secret. It is drawn from a truncated negative
+    binomial distribution, or a Poisson one.
+
+    Attributes:
+      event: one run.
+      mean: expected number of runs, > 0 (≥ 1 but for Poisson).
+      shape: of the negative binomial distribution, > −1: 0 is the logarithmic, 1 the geometric one; infinite is Poisson.
+    """
+
+    event: DpEvent
+    mean: float
+    shape: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "event", as_event(self.event))
+        object.__setattr__(self, "mean", domains.positive(self.mean, "mean"))
+        shape = math.inf if self.shape in (math.inf, "inf") else self.shape
+        if shape != math.inf:
+            shape = domains.non_negative(shape + 1, "shape + 1") - 1 if isinstance(shape, int | float) else shape
+            if not isinstance(shape, float) or shape <= -1:
+                raise InvalidEventError(f"shape must be a number > -1 or infinite; got {self.shape!r:.80}")
+            if self.mean < 1:
+                raise InvalidEventError(f"mean must be at least 1 unless shape is infinite (Poisson); got {self.mean!r}")
+        object.__setattr__(self, "shape", shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelDpEvent(DpEvent):
+    """Each of `events` saw its own part of the data; the parts are disjoint, and a unit lies in one of them.
+
+    The part in which a unit lies must not depend on other units (McSherry 2009).
+    """
+
+    events: tuple[DpEvent, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", _events(self.events, "ParallelDpEvent"))
 
 
 EVENT_TYPES: dict[str, type[DpEvent]] = {
     cls.__name__: cls
     for cls in (
-        NoOpDpEvent,
-        NonPrivateDpEvent,
+        AboveThresholdDpEvent,
+        ComposedDpEvent,
+        DiscreteGaussianDpEvent,
+        DiscreteLaplaceDpEvent,
+        EpsilonDeltaDpEvent,
+        ExponentialMechanismDpEvent,
+        FixedOrderDpEvent,
         GaussianDpEvent,
         LaplaceDpEvent,
+        MixtureOfGaussiansDpEvent,
+        NoOpDpEvent,
+        NonPrivateDpEvent,
+        ParallelDpEvent,
         PoissonSampledDpEvent,
-        ComposedDpEvent,
+        RandomizedResponseDpEvent,
+        RepeatAndSelectDpEvent,
+        ReportNoisyMaxDpEvent,
+        SampledWithoutReplacementDpEvent,
         SelfComposedDpEvent,
+        SingleEpochTreeAggregationDpEvent,
+        TruncatedSubsampledGaussianDpEvent,
+        ZCDpEvent,
     )
 }
 
@@ -159,6 +487,15 @@ def dpsgd_event(noise_multiplier: float, sampling_probability: float, steps: int
     """The whole of a DP-SGD run: `steps` Poisson-sampled Gaussian releases (Abadi et al. 2016, Algorithm 1)."""
     step = PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier))
     return SelfComposedDpEvent(step, steps)
+
+
+def _events(values: Any, name: str) -> tuple[DpEvent, ...]:
+    if isinstance(values, str | bytes | Mapping):
+        raise InvalidEventError(f"{name}.events must be a list of events; got {values!r:.80}")
+    try:
+        return tuple(as_event(event) for event in values)
+    except TypeError:
+        raise InvalidEventError(f"{name}.events must be a list of events; got {values!r:.80}") from None
 
 
 def as_event(value: Any, _depth: int = 0) -> DpEvent:
@@ -189,84 +526,3 @@ def as_event(value: Any, _depth: int = 0) -> DpEvent:
             inner = tuple(as_event(item, _depth + 1) for item in inner)
         kwargs[field] = inner
     return cls(**kwargs)
-
-
-def to_dict(event: DpEvent) -> dict[str, Any]:
-    """A JSON-ready description of `event`; `from_dict` reads it back to an equal event."""
-    result: dict[str, Any] = {"type": type(event).__name__}
-    for field in dataclasses.fields(event):
-        value = getattr(event, field.name)
-        if isinstance(value, DpEvent):
-            value = to_dict(value)
-        elif isinstance(value, tuple):
-            value = [to_dict(item) for item in value]
-        result[field.name] = value
-    return result
-
-
-def from_dict(data: Any, _depth: int = 0) -> DpEvent:
-    """Reads what `to_dict` wrote. Strict: an unknown type, a missing or an extra field is refused.
-
-    Raises:
-      InvalidEventError: names the field and what is allowed.
-    """
-    if _depth > MAX_DEPTH:
-        raise InvalidEventError(f"event is nested more than {MAX_DEPTH} deep")
-    if not isinstance(data, Mapping):
-        raise InvalidEventError(f"an event must be a JSON object with a 'type'; got {data!r:.80}")
-    name = data.get("type")
-    cls = EVENT_TYPES.get(name) if isinstance(name, str) else None
-    if cls is None:
-        raise InvalidEventError(f"event type {name!r:.80} is not known; known: {', '.join(EVENT_TYPES)}")
-    expected = {field.name for field in dataclasses.fields(cls)}
-    given = set(data) - {"type"}
-    if given != expected:
-        raise InvalidEventError(f"{name} must have the fields {sorted(expected)}; got {sorted(map(str, given))}")
-    kwargs = {key: data[key] for key in expected}
-    if "event" in kwargs:
-        kwargs["event"] = from_dict(kwargs["event"], _depth + 1)
-    if "events" in kwargs:
-        if not isinstance(kwargs["events"], list):
-            raise InvalidEventError(f"{name}.events must be a list; got {kwargs['events']!r:.80}")
-        kwargs["events"] = tuple(from_dict(item, _depth + 1) for item in kwargs["events"])
-    return cls(**kwargs)
-
-
-def non_negative(value: Any, name: str) -> float:
-    """`value` as a finite float ≥ 0, or an `InvalidEventError` that names it."""
-    number = _real(value)
-    if number is None or not (math.isfinite(number) and number >= 0):
-        raise InvalidEventError(f"{name} must be a finite number ≥ 0; got {value!r}")
-    return number
-
-
-def probability(value: Any, name: str) -> float:
-    """`value` as a float in [0, 1], or an `InvalidEventError` that names it."""
-    number = _real(value)
-    if number is None or not 0 <= number <= 1:
-        raise InvalidEventError(f"{name} must lie in [0, 1]; got {value!r}")
-    return number
-
-
-def open_unit(value: Any, name: str) -> float:
-    """`value` as a float strictly between 0 and 1 (a δ, say), or an `InvalidEventError` that names it."""
-    number = _real(value)
-    if number is None or not 0 < number < 1:
-        raise InvalidEventError(f"{name} must lie strictly between 0 and 1; got {value!r}")
-    return number
-
-
-def whole(value: Any, name: str) -> int:
-    """`value` as an int in [0, 10^15], or an `InvalidEventError` that names it. A float is refused, even a whole one."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) <= MAX_COUNT:
-        raise InvalidEventError(f"{name} must be a whole number from 0 to 10^15; got {value!r:.80}")
-    return int(value)
-
-
-def _real(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None

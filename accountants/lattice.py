@@ -77,6 +77,9 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array) -> S
       low_tail: P-mass of the lowest losses that may be moved (up in `upper`, away in `lower`). (k, 1).
       high_tail: P-mass of the highest losses that `upper` may count as infinite and `lower` leave out. (k, 1).
     """
+    atoms = pair.atoms()
+    if atoms is not None and (exact := _placed(*atoms, step)) is not None:
+        return Sandwich(exact, exact)
     grid = _lay(pair, step, low_tail, high_tail)
     points = grid.origin + step * np.arange(grid.count + 1)
     inner = points[:, :-1] + step / 2
@@ -98,6 +101,17 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array) -> S
     lower_mass = _lower(first, second, inner, step, below, above, grid)
     origin = grid.origin[:, 0]
     return Sandwich(Lattice(origin, step, lower_mass, np.zeros_like(above)), Lattice(origin, step, upper_mass, above))
+
+
+def _placed(losses: Array, mass: Array, step: float) -> Lattice | None:
+    """Atoms as they are, if they lie on a lattice of that step."""
+    gap = float(losses[1] - losses[0]) if len(losses) > 1 else step
+    stride = round(gap / step)
+    if stride < 1 or abs(stride * step - gap) > 1e-12 * gap:
+        return None
+    placed = np.zeros((1, stride * (len(mass) - 1) + 1))
+    placed[0, ::stride] = mass
+    return Lattice(losses[:1].copy(), step, placed, np.zeros(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +152,11 @@ class _Grid:
 def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array) -> _Grid:
     """Lays lattice points so that the barycentre of the heavier end (of both ends, if both are atoms) is one of them."""
     low, high = (edge[:, 0] for edge in pair.quantiles(low_tail, high_tail))
+    if pair.atom_at_zero():
+        below = np.ceil(np.maximum(-low, 0.0) / step) + 1
+        count = int(np.max(below + np.ceil(high / step))) + 1
+        unknown = np.full(len(low), -1)
+        return _Grid(-step * below[:, None], step, count, unknown, low, unknown, high)
     atoms = pair.spacing() is not None
     if atoms:
         inner_low, inner_high = low + 1e-7 * step, high - 1e-7 * step

@@ -28,8 +28,10 @@ from accountants.chain import (
     json_ready,
     parse,
 )
+from accountants.domains import whole
 from accountants.errors import InvalidEventError, LedgerError
-from accountants.events import NeighbouringRelation, as_event, as_relation, from_dict, to_dict, whole
+from accountants.event_json import from_dict, to_dict
+from accountants.events import NeighbouringRelation, as_event, as_relation
 
 
 class Ledger:

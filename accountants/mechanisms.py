@@ -3,30 +3,44 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import bdtr, gammaln
 
+from accountants import atomic_pairs
 from accountants.errors import UnsupportedEventError
 from accountants.events import (
+    AboveThresholdDpEvent,
     ComposedDpEvent,
+    DiscreteGaussianDpEvent,
+    DiscreteLaplaceDpEvent,
     DpEvent,
+    EpsilonDeltaDpEvent,
+    ExponentialMechanismDpEvent,
+    FixedOrderDpEvent,
     GaussianDpEvent,
     LaplaceDpEvent,
+    MixtureOfGaussiansDpEvent,
     NeighbouringRelation,
     NonPrivateDpEvent,
     NoOpDpEvent,
+    ParallelDpEvent,
     PoissonSampledDpEvent,
+    RandomizedResponseDpEvent,
+    ReportNoisyMaxDpEvent,
+    SampledWithoutReplacementDpEvent,
     SelfComposedDpEvent,
+    SingleEpochTreeAggregationDpEvent,
+    TruncatedSubsampledGaussianDpEvent,
 )
-from accountants.pairs import (
-    GaussianPair,
-    LaplacePair,
-    Pair,
-    SampledAddPair,
-    SampledRemovePair,
-)
+from accountants.mixture_pairs import MixturePair
+from accountants.pairs import BoundedRangePair, GaussianPair, LaplacePair, Pair
+from accountants.sampled_pairs import ReplacePair, RevealedPair, SampledAddPair, SampledRemovePair
+
+MAX_SHIFT = 40.0
+"""Largest shift in a mixture of Gaussians, in standard deviations."""
 
 MAX_ALTERNATIVES = 256
 """Ways in which one unit can lie in parallel cohorts that are gone through one by one."""
@@ -37,14 +51,12 @@ class Mechanism:
     """A dominating pair (a batch of one) in one direction, composed `count` times.
 
     Attributes:
-      pair: of the finite losses; None where there are none.
+      pair: of the finite losses.
       count: how often.
-      infinite: P-mass of infinite loss each time.
     """
 
-    pair: Pair | None
+    pair: Pair
     count: int
-    infinite: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,28 +69,37 @@ class Direction:
 
 
 class _Pairs(NamedTuple):
-    """Both directions; `add` is None where it is the same."""
+    """A mechanism in both directions; `add` is None where it is the same, `remove` where every loss is 0 or infinite.
+
+    `infinite` is the probability of infinite loss; where it is not 0, the pair's own masses sum to the rest.
+    """
 
     remove: Pair | None
     add: Pair | None = None
     infinite: float = 0.0
 
 
-def leaves(event: DpEvent, count: int) -> dict[DpEvent, int]:
+def leaves(event: DpEvent, count: int = 1) -> dict[DpEvent, int]:
     """The mechanisms in a tree of compositions and how often each one ran; the order doesn't matter to what they cost."""
     result: dict[DpEvent, int] = {}
 
     def visit(node: DpEvent, times: int) -> None:
-        if times == 0 or isinstance(node, NoOpDpEvent):
+        if times == 0:
             return
         match node:
-            case SelfComposedDpEvent(event=inner, count=more):
+            case NoOpDpEvent() | PoissonSampledDpEvent(sampling_probability=0.0):
+                pass
+            case SelfComposedDpEvent(event=inner, count=more) | FixedOrderDpEvent(event=inner, epochs=more):
                 visit(inner, times * more)
             case ComposedDpEvent(events=events):
                 for inner in events:
                     visit(inner, times)
             case PoissonSampledDpEvent(sampling_probability=1.0, event=inner):
                 visit(inner, times)
+            case SampledWithoutReplacementDpEvent(source_dataset_size=n, sample_size=m, event=inner) if m in (0, n):
+                visit(inner, times if m else 0)
+            case SingleEpochTreeAggregationDpEvent(noise_multiplier=sigma):
+                visit(GaussianDpEvent(sigma), times * node.depth)
             case _:
                 result[node] = result.get(node, 0) + times
 
@@ -86,44 +107,59 @@ def leaves(event: DpEvent, count: int) -> dict[DpEvent, int]:
     return result
 
 
-def directions(
-    counts: Iterable[tuple[DpEvent, int]], relation: NeighbouringRelation
-) -> tuple[Direction, ...]:
+def directions(counts: Iterable[tuple[DpEvent, int]], relation: NeighbouringRelation) -> tuple[Direction, ...]:
     """The directions in which a composition has to be looked at; its privacy is that of the worst.
+
+    Where there are parallel cohorts, a unit may lie in any one of each: every combination has directions of its own.
 
     Raises:
       UnsupportedEventError: no dominating pair is known for an event under this relation.
     """
-    shrink = 0.5 if relation is NeighbouringRelation.REPLACE_ONE else 1.0
-    pairs: list[tuple[_Pairs, int]] = []
-    precision: list[float] = []  # of Gaussians, which compose to a Gaussian: μ² = Σ 1/σ²
+    fixed: dict[DpEvent, int] = {}
+    choices: list[list[dict[DpEvent, int]]] = []
     for event, count in counts:
+        if not isinstance(event, ParallelDpEvent):
+            fixed[event] = fixed.get(event, 0) + count
+            continue
+        options = [leaves(inner, count) for inner in event.events]
+        if any(isinstance(leaf, ParallelDpEvent) for option in options for leaf in option):
+            raise UnsupportedEventError("the numerical accountant can't do parallel cohorts within parallel cohorts")
+        choices.append(list({tuple(sorted(option.items(), key=repr)): option for option in options}.values()) or [{}])
+    if math.prod(len(options) for options in choices) > MAX_ALTERNATIVES:
+        raise UnsupportedEventError(
+            f"the numerical accountant goes through at most {MAX_ALTERNATIVES} combinations of parallel cohorts"
+        )
+    result: list[Direction] = []
+    for chosen in itertools.product(*choices):
+        total = dict(fixed)
+        for option in chosen:
+            for event, count in option.items():
+                total[event] = total.get(event, 0) + count
+        result += _directions(total, relation)
+    return tuple(result)
+
+
+def _directions(counts: dict[DpEvent, int], relation: NeighbouringRelation) -> list[Direction]:
+    pairs: list[tuple[_Pairs, int]] = []
+    means: list[float] = []  # of Gaussians, which compose to one Gaussian: μ² = Σ 1/σ²
+    for event, count in counts.items():
         if isinstance(event, GaussianDpEvent) and event.noise_multiplier > 0:
-            mu = 1 / (shrink * event.noise_multiplier)
-            precision.append(mu * math.sqrt(count))
+            means.append(math.sqrt(count) / (_shrink(relation) * event.noise_multiplier))
         else:
             pairs.append((_pairs(event, relation), count))
-    if precision:
-        pairs.append((_gaussian(math.hypot(*precision)), 1))
-    log_kept = sum(count * _log1m(pair.infinite) for pair, count in pairs)
-    spent = -math.expm1(log_kept)
-    symmetric = all(pair.add is None for pair, _ in pairs)
-    sides = ("remove",) if symmetric else ("remove", "add")
-    return tuple(
-        Direction(
-            tuple(
-                Mechanism(chosen, count, pair.infinite)
-                for pair, count in pairs
-                if (chosen := _side(pair, side)) is not None
-            ),
-            spent,
-        )
-        for side in sides
-    )
+    if means:
+        pairs.append((_gaussian(math.hypot(*means)), 1))
+    spent = -math.expm1(sum(count * _log1m(pair.infinite) for pair, count in pairs))
+    sides = [(pair.remove, pair.remove if pair.add is None else pair.add, count) for pair, count in pairs]
+    result = [Direction(tuple(Mechanism(remove, count) for remove, _, count in sides if remove is not None), spent)]
+    if any(pair.add is not None for pair, _ in pairs):
+        result.append(Direction(tuple(Mechanism(add, count) for _, add, count in sides if add is not None), spent))
+    return result
 
 
-def _side(pair: _Pairs, side: str) -> Pair | None:
-    return pair.remove if side == "remove" or pair.add is None else pair.add
+def _shrink(relation: NeighbouringRelation) -> float:
+    """Replacing a unit moves a sum twice as far as adding or removing it, so noise counts half."""
+    return 0.5 if relation is NeighbouringRelation.REPLACE_ONE else 1.0
 
 
 def _log1m(probability: float) -> float:
@@ -131,50 +167,146 @@ def _log1m(probability: float) -> float:
 
 
 def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
-    shrink = 0.5 if relation is NeighbouringRelation.REPLACE_ONE else 1.0
+    replace = relation is NeighbouringRelation.REPLACE_ONE
+    twice = 2 if replace else 1
     match event:
         case NonPrivateDpEvent():
             return _Pairs(None, infinite=1.0)
         case GaussianDpEvent(noise_multiplier=sigma):
-            return _gaussian(_over(1, shrink * sigma))
+            return _gaussian(twice / sigma if sigma else math.inf)
         case LaplaceDpEvent(noise_multiplier=scale):
-            return _laplace(_over(1, shrink * scale))
+            kappa = twice / scale if scale else math.inf
+            return _Pairs(None, infinite=1.0) if kappa == math.inf else _Pairs(LaplacePair(_batch(kappa)))
+        case DiscreteLaplaceDpEvent(noise_parameter=a, sensitivity=delta):
+            _few_enough(event, twice * delta + 1)
+            return _Pairs(atomic_pairs.discrete_laplace(a, twice * delta))
+        case DiscreteGaussianDpEvent(sigma=sigma, sensitivity=delta):
+            _few_enough(event, 76 * sigma)
+            return _Pairs(atomic_pairs.discrete_gaussian(sigma, twice * delta))
+        case RandomizedResponseDpEvent(noise_parameter=noise, num_buckets=buckets):
+            return _randomized_response(noise, buckets, relation)
+        case ExponentialMechanismDpEvent(epsilon=epsilon):
+            return _Pairs(BoundedRangePair(_batch(twice * epsilon)))
+        case ReportNoisyMaxDpEvent(noise="gumbel"):
+            return _Pairs(BoundedRangePair(_batch(twice * event.epsilon)))
+        case ReportNoisyMaxDpEvent() | AboveThresholdDpEvent():
+            return _Pairs(atomic_pairs.pure(twice * event.epsilon))
+        case EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta):
+            # Replacing is removing and adding: group privacy for two.
+            spent = min(1.0, delta * (1 + math.exp(min(epsilon, 700.0)))) if replace else delta
+            return _Pairs(atomic_pairs.scaled_pure(twice * epsilon, 1 - spent), infinite=spent)
+        case MixtureOfGaussiansDpEvent():
+            return _mixture(event, relation)
         case PoissonSampledDpEvent(sampling_probability=q, event=inner):
-            return _poisson(q, inner, relation)
-    raise UnsupportedEventError(f"the numerical accountant has no dominating pair for {type(event).__name__}")
-
-
-def _over(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.inf
+            return _sampled(event, q, inner, relation)
+        case SampledWithoutReplacementDpEvent(source_dataset_size=n, sample_size=m, event=inner):
+            if not replace:
+                raise UnsupportedEventError(
+                    f"sampling without replacement has a bound under replace_one only, not under {relation}"
+                )
+            return _sampled(event, m / n, inner, relation)
+        case TruncatedSubsampledGaussianDpEvent():
+            return _truncated(event, relation)
+    raise UnsupportedEventError(
+        f"the numerical accountant has no dominating pair for {type(event).__name__}; try the Rényi accountant"
+    )
 
 
 def _gaussian(mu: float) -> _Pairs:
-    if mu == math.inf:
-        return _Pairs(None, infinite=1.0)
-    return _Pairs(GaussianPair(_batch(mu)) if mu else None)
+    return _Pairs(None, infinite=1.0) if mu == math.inf else _Pairs(GaussianPair(_batch(mu)) if mu else None)
 
 
-def _laplace(kappa: float) -> _Pairs:
-    if kappa == math.inf:
-        return _Pairs(None, infinite=1.0)
-    return _Pairs(LaplacePair(_batch(kappa)) if kappa else None)
-
-
-def _poisson(q: float, inner: DpEvent, relation: NeighbouringRelation) -> _Pairs:
-    parts = leaves(inner, 1)
-    if q == 0 or not parts:
-        return _Pairs(None)
-    if relation is NeighbouringRelation.REPLACE_ONE:
-        raise UnsupportedEventError("not yet")
-    found = directions(parts.items(), relation)
-    if len(found[0].mechanisms) != 1 or found[0].mechanisms[0].count != 1:
+def _randomized_response(noise: float, buckets: int, relation: NeighbouringRelation) -> _Pairs:
+    if relation is not NeighbouringRelation.REPLACE_ONE:
         raise UnsupportedEventError(
-            f"the numerical accountant has no dominating pair for Poisson sampling of {type(inner).__name__} "
+            f"randomised response is about a unit's value: it has a bound under replace_one only, not under {relation}"
+        )
+    if noise == 1:
+        return _Pairs(None)
+    if noise / buckets == 0:
+        return _Pairs(None, infinite=1.0)
+    if buckets == 2:
+        return _Pairs(atomic_pairs.pure(math.log1p((1 - noise) / (noise / 2))))
+    return _Pairs(atomic_pairs.randomized_response(noise, buckets))
+
+
+def _mixture(event: MixtureOfGaussiansDpEvent, relation: NeighbouringRelation) -> _Pairs:
+    if relation is NeighbouringRelation.REPLACE_ONE:
+        raise UnsupportedEventError("a mixture of Gaussians has a bound under add_or_remove_one or zero_out, not replace_one")
+    terms: dict[float, float] = {}
+    for shift, weight in zip(event.sensitivities, event.sampling_probs, strict=True):
+        if weight:
+            terms[shift / event.standard_deviation] = terms.get(shift / event.standard_deviation, 0.0) + weight
+    means, weights = np.array(list(terms)), np.array(list(terms.values()))
+    if not means.any():
+        return _Pairs(None)
+    if means.max() > MAX_SHIFT:
+        raise UnsupportedEventError(f"a shift of more than {MAX_SHIFT:g} standard deviations is beyond the numerical accountant")
+    weights = weights / weights.sum()
+    return _Pairs(MixturePair(means, weights, True), MixturePair(means, weights, False))
+
+
+def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRelation) -> _Pairs:
+    parts = leaves(inner)
+    match list(parts.items()):
+        case [(EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta), 1)]:
+            # Balle, Barthe, Gaboardi 2018, Theorem 8: (log(1 + q(e^ε − 1)), qδ).
+            amplified = epsilon + math.log(q + (1 - q) * math.exp(-epsilon)) if q < 1 else epsilon
+            return _pairs(EpsilonDeltaDpEvent(max(amplified, 0.0), q * delta), relation)
+    found = directions(parts.items(), relation)
+    if not found[0].mechanisms:
+        return _Pairs(None, infinite=q * found[0].spent)
+    if len(found) > 2 or len(found[0].mechanisms) > 1 or found[0].mechanisms[0].count > 1 or found[0].spent > 0:
+        raise UnsupportedEventError(
+            f"the numerical accountant has no dominating pair for {type(event).__name__} of {type(inner).__name__} "
             "other than a single mechanism or a composition of Gaussian events"
         )
-    remove, add = (found * 2)[:2]
-    base, reverse = remove.mechanisms[0].pair, add.mechanisms[0].pair
-    return _Pairs(SampledRemovePair(base, _batch(q)), SampledAddPair(reverse, _batch(q)), q * remove.spent)
+    base, reverse = found[0].mechanisms[0].pair, found[-1].mechanisms[0].pair
+    remove, add = SampledRemovePair(base, _batch(q)), SampledAddPair(reverse, _batch(q))
+    if relation is NeighbouringRelation.REPLACE_ONE:
+        return _Pairs(ReplacePair(remove, add), infinite=q * found[0].spent)
+    return _Pairs(remove, add, q * found[0].spent)
+
+
+def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: NeighbouringRelation) -> _Pairs:
+    """Poisson sampling with a largest batch B.
+
+    Given how many others, M, were drawn (which does not depend on the unit): if M < B nothing is dropped. If M ≥ B, the unit
+    is drawn and kept with probability qB/(M + 1), and takes the place of another, so that the sum moves by up to 2C.
+    """
+    q, sigma = event.sampling_probability, event.noise_multiplier
+    if q == 0:
+        return _Pairs(None)
+    if sigma == 0:
+        return _Pairs(None, infinite=q)
+    if relation is NeighbouringRelation.REPLACE_ONE:
+        # Both the unit and its replacement are in the batch with one probability of at most q, in the same place.
+        base = GaussianPair(_batch(2 / sigma))
+        return _Pairs(ReplacePair(SampledRemovePair(base, _batch(q)), SampledAddPair(base, _batch(q))))
+    others, size = event.dataset_size - 1, event.truncated_batch_size
+    kept = float(bdtr(size - 1, others, q)) if size <= others else 1.0
+    drawn = np.arange(size, others + 1, dtype=np.float64)
+    log_pmf = gammaln(others + 1) - gammaln(drawn + 1) - gammaln(others - drawn + 1)
+    with np.errstate(divide="ignore", under="ignore"):
+        weights = np.exp(log_pmf + drawn * np.log(q) + (others - drawn) * np.log1p(-q))
+    keep = weights > 1e-3 * weights.max(initial=0.0) / max(len(weights), 1)
+    # What was left out, and the rounding of the rest, goes to the case that costs most: just one too many.
+    rest = max(1 - kept - float(weights[keep].sum()), 0.0)
+    zero_out = relation is NeighbouringRelation.ZERO_OUT  # an empty unit still takes a place: the sum moves by up to C
+    rates = np.concatenate([[q], [q * size / (size + 1)], q * size / (drawn[keep] + 1)])
+    mus = np.concatenate([[1.0], np.full(len(rates) - 1, 1.0 if zero_out else 2.0)]) / sigma
+    chance = np.concatenate([[kept], [rest], weights[keep]])
+    base = GaussianPair(mus[:, None])
+    rates = np.minimum(rates, 1 - 2.0**-53)[:, None]
+    return _Pairs(RevealedPair(SampledRemovePair(base, rates), chance), RevealedPair(SampledAddPair(base, rates), chance))
+
+
+def _few_enough(event: DpEvent, atoms: float) -> None:
+    if atoms > atomic_pairs.MAX_ATOMS:
+        raise UnsupportedEventError(
+            f"{event!r:.80} has more than {atomic_pairs.MAX_ATOMS:,} distinct losses, too many for the numerical accountant; "
+            "the Rényi accountant bounds it"
+        )
 
 
 def _batch(value: float) -> np.ndarray:

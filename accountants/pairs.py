@@ -14,8 +14,9 @@ overflows. For the interval (a, b] of losses:
 
 Every object is a *batch* of k pairs of one family: parameters are (k, 1), edges (k, n), results (k, n + 1).
 
-Sources: Balle and Wang 2018 (Gaussian); Dong, Durfee, Rogers 2020 (bounded range); Zhu, Dong, Wang 2022, Theorem 11, and
-Balle, Barthe, Gaboardi 2018 (sampling).
+Sampled mechanisms are in `sampled_pairs`, discrete ones in `atomic_pairs`, mixtures in `mixture_pairs`.
+
+Sources: Balle and Wang 2018 (Gaussian); Dong, Durfee, Rogers 2020 (bounded range).
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ from scipy.special import erfcx, ndtr, ndtri
 
 Array = NDArray[np.float64]
 
-_ROUND = 1e-15  # relative error of a tail probability
-_SQRT_HALF = np.sqrt(0.5)
+ROUND = 1e-15  # relative error of a tail probability
+SQRT_HALF = np.sqrt(0.5)
 
 
 class Cells(NamedTuple):
@@ -54,7 +55,13 @@ class Pair(Protocol):
         """The same with Q in place of P."""
 
     def spacing(self) -> Array | None:
-        """(k, 1), if all atoms of the loss lie at multiples of it from one another; None if there are no atoms."""
+        """(k, 1), if all atoms of the loss lie at multiples of it from one another; None if not, or if there are no atoms."""
+
+    def atom_at_zero(self) -> bool:
+        """Whether a loss of exactly 0 has a probability, and no other loss has."""
+
+    def atoms(self) -> tuple[Array, Array] | None:
+        """Losses, evenly spaced, and their P-masses, each (n,), if there is nothing else; a batch of one. None otherwise."""
 
     def family(self) -> Hashable:
         """Equal for pairs that can be stacked and share a lattice."""
@@ -63,8 +70,14 @@ class Pair(Protocol):
         """This batch and `others` as one."""
 
 
-class _Stackable:
+class Stackable:
     """Batches of dataclasses whose array fields are (k, 1)."""
+
+    def atom_at_zero(self) -> bool:
+        return False
+
+    def atoms(self) -> None:
+        return None
 
     def family(self) -> Hashable:
         base, spacing = getattr(self, "base", None), self.spacing()  # type: ignore[attr-defined]
@@ -80,7 +93,7 @@ class _Stackable:
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianPair(_Stackable):
+class GaussianPair(Stackable):
     """N(μ, 1) against N(0, 1): the loss is N(μ²/2, μ²) under P. Symmetric, so it serves both directions.
 
     Attributes:
@@ -94,11 +107,11 @@ class GaussianPair(_Stackable):
         edges = np.clip(edges, -1e300, 1e300)  # an infinite edge belongs to the end of a sample's range
         t = np.clip(edges / mu - mu / 2, -1e150, 1e150)  # the loss is μt + μ²/2 with t standard normal under P, t + μ under Q
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            p, error = _normal_masses(t)
-            q, _ = _normal_masses(t + mu)
+            p, error = normal_masses(t)
+            q, _ = normal_masses(t + mu)
             # eᵃ Q[a < L ≤ b] without overflow: eᵃ φ(t+μ) = φ(t), and Q's tail is φ times a Mills ratio.
             z = np.maximum(t + mu, 0.0)
-            scaled = np.exp(-0.5 * t * t) * (0.5 * erfcx(z * _SQRT_HALF))
+            scaled = np.exp(-0.5 * t * t) * (0.5 * erfcx(z * SQRT_HALF))
             growth = np.exp(-np.diff(edges))
             above = scaled.copy()
             above[:, :-1] -= scaled[:, 1:] * growth
@@ -106,7 +119,7 @@ class GaussianPair(_Stackable):
             positive = t + mu > 0
             weighted = np.where(positive, above, below)
             # exp(−t²/2) is good to t²/2 units in the last place.
-            error[:, 1:] += _ROUND * (1 + t * t / 4) * np.where(positive, scaled, 0.0)
+            error[:, 1:] += ROUND * (1 + t * t / 4) * np.where(positive, scaled, 0.0)
         excess = np.concatenate([p[:, :1], np.maximum(p[:, 1:] - weighted, 0.0)], axis=1)
         return Cells(p, q, excess, error)
 
@@ -123,7 +136,7 @@ class GaussianPair(_Stackable):
 
 
 @dataclasses.dataclass(frozen=True)
-class LaplacePair(_Stackable):
+class LaplacePair(Stackable):
     """Laplace noise on values one apart. The loss is ±κ with atoms, and even in between. Symmetric.
 
     Attributes:
@@ -144,8 +157,7 @@ class LaplacePair(_Stackable):
             excess = 2 * weight * np.sinh(np.minimum(x, 700) / 2) ** 2
             # `excess` so far is relative to where the interval enters [−κ, κ], which may be above its lower edge.
             lower = np.concatenate([np.full_like(k, -np.inf), edges], axis=1)
-            entry = np.maximum(lower, -k)
-            gap = lower - entry
+            gap = np.minimum(lower + k, 0.0)
             excess = p - np.exp(gap) * (p - excess)
             upper = np.concatenate([edges, np.full_like(k, np.inf)], axis=1)
             for where, mass in ((-k, 0.5 * np.exp(-k)), (k, np.full_like(k, 0.5))):
@@ -153,7 +165,7 @@ class LaplacePair(_Stackable):
                 p += np.where(inside, mass, 0.0)
                 q += np.where(inside, mass * np.exp(-where), 0.0)
                 excess += np.where(inside, -mass * np.expm1(np.minimum(lower - where, 0.0)), 0.0)
-        return Cells(p, q, excess, _ROUND * (p + excess))
+        return Cells(p, q, excess, ROUND * (p + excess))
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         return -self.kappa, self.kappa
@@ -165,7 +177,7 @@ class LaplacePair(_Stackable):
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundedRangePair(_Stackable):
+class BoundedRangePair(Stackable):
     """The worst of all η-bounded-range mechanisms, the exponential mechanism among them.
 
     A mechanism is η-bounded-range if its loss lies in some interval of length η. At every ε the worst is a two-point
@@ -191,7 +203,7 @@ class BoundedRangePair(_Stackable):
             excess = 4 * scale * np.exp((a - eta) / 2) * np.sinh(half / 2) ** 2
             lower = np.concatenate([np.full_like(eta, -np.inf), edges], axis=1)
             excess = p - np.exp(np.minimum(lower - a, 0.0)) * (p - excess)
-        return Cells(p, q, excess, _ROUND * (p + excess))
+        return Cells(p, q, excess, ROUND * (p + excess))
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         return -self.eta, self.eta
@@ -202,103 +214,7 @@ class BoundedRangePair(_Stackable):
         return None
 
 
-@dataclasses.dataclass(frozen=True)
-class SampledRemovePair(_Stackable):
-    """((1−q)Q + qP, Q): a Poisson sample, in the direction in which the unit takes part.
-
-    Attributes:
-      base: the pair without sampling, in the same direction.
-      rate: sampling probability, (k, 1), in (0, 1).
-    """
-
-    base: Pair
-    rate: Array
-
-    def cells(self, edges: Array) -> Cells:
-        rate = self.rate
-        inner = self.base.cells(_unsampled_loss(edges, rate))
-        p = (1 - rate) * inner.q + rate * inner.p
-        # p − eʸ q = rate · (p − eˡ q), as eʸ = 1 − rate + rate·eˡ: no cancellation, however small the rate is.
-        excess, error = rate * inner.excess, rate * inner.error
-        excess[:, 0] = p[:, 0]
-        excess[:, 1:] += np.maximum(1 - rate - np.exp(edges), 0.0) * inner.q[:, 1:]  # an edge below the lowest loss
-        return Cells(p, inner.q, excess, error + _ROUND * excess)
-
-    def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
-        few = np.minimum(high / (2 * self.rate), 0.5)
-        b = np.maximum(self.base.quantiles(low, few)[1], self.base.base_quantiles(low, high / 2)[1])
-        return _sampled_loss(self.base.base_quantiles(low, high)[0], self.rate), _sampled_loss(b, self.rate)
-
-    def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
-        a, b = self.base.base_quantiles(low, high)
-        return _sampled_loss(a, self.rate), _sampled_loss(b, self.rate)
-
-    def spacing(self) -> Array | None:
-        return _range_of_two_atoms(self.base, lambda loss: _sampled_loss(loss, self.rate))
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledAddPair(_Stackable):
-    """(Q, (1−q)Q + qP): a Poisson sample, in the direction in which the unit is absent.
-
-    Attributes:
-      base: the pair (Q, P) without sampling, in the same direction.
-      rate: sampling probability, (k, 1), in (0, 1).
-    """
-
-    base: Pair
-    rate: Array
-
-    def cells(self, edges: Array) -> Cells:
-        rate = self.rate
-        inner_edges = -_unsampled_loss(-edges, rate)
-        inner = self.base.cells(inner_edges)
-        q = (1 - rate) * inner.p + rate * inner.q
-        with np.errstate(over="ignore"):
-            share = rate / (rate + (1 - rate) * np.exp(inner_edges))
-        excess = inner.excess.copy()
-        excess[:, 1:] *= share
-        error = inner.error.copy()
-        error[:, 1:] *= share
-        return Cells(inner.p, q, excess, error + _ROUND * excess)
-
-    def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
-        a, b = self.base.quantiles(low, high)
-        return -_sampled_loss(-a, self.rate), -_sampled_loss(-b, self.rate)
-
-    def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
-        a = np.minimum(self.base.quantiles(low / 2, high)[0], self.base.base_quantiles(low / 2, high)[0])
-        b = np.maximum(self.base.quantiles(low, high / 2)[1], self.base.base_quantiles(low, high / 2)[1])
-        return -_sampled_loss(-a, self.rate), -_sampled_loss(-b, self.rate)
-
-    def spacing(self) -> Array | None:
-        return _range_of_two_atoms(self.base, lambda loss: -_sampled_loss(-loss, self.rate))
-
-
-def _sampled_loss(loss: Array, rate: Array) -> Array:
-    """log(1 − q + q eˡ)."""
-    with np.errstate(over="ignore"):
-        small = np.log1p(rate * np.expm1(np.minimum(loss, 1.0)))
-        large = loss + np.log(rate + (1 - rate) * np.exp(-np.maximum(loss, 1.0)))
-    return np.where(loss < 1.0, small, large)
-
-
-def _unsampled_loss(y: Array, rate: Array) -> Array:
-    """The inverse, log((eʸ − 1 + q)/q); −∞ at and below log(1 − q)."""
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        small = np.log1p(np.maximum(np.expm1(np.minimum(y, 1.0)) / rate, -1.0))
-        large = y + np.log1p(-(1 - rate) * np.exp(-np.maximum(y, 1.0))) - np.log(rate)
-    return np.where(y < 1.0, small, large)
-
-
-def _range_of_two_atoms(base: Pair, transform: "object") -> Array | None:
-    """Distance of a Laplace pair's two atoms after sampling."""
-    if not isinstance(base, LaplacePair):
-        return None
-    return transform(base.kappa) - transform(-base.kappa)  # type: ignore[operator]
-
-
-def _normal_masses(t: Array) -> tuple[Array, Array]:
+def normal_masses(t: Array) -> tuple[Array, Array]:
     """Standard normal mass of the intervals between `t` (k, n) and a bound of its absolute error; each (k, n + 1)."""
     k = t.shape[0]
     t = np.concatenate([np.full((k, 1), -np.inf), t, np.full((k, 1), np.inf)], axis=1)
@@ -309,4 +225,4 @@ def _normal_masses(t: Array) -> tuple[Array, Array]:
     straddles = upper[:, 1:] & ~upper[:, :-1]
     with np.errstate(invalid="ignore"):
         tail = tail * (4 + np.where(np.isfinite(t), t * t, 0.0) / 4)
-    return np.maximum(mass, 0.0), _ROUND * np.where(straddles, 2.0, np.maximum(tail[:, :-1], tail[:, 1:]))
+    return np.maximum(mass, 0.0), ROUND * np.where(straddles, 2.0, np.maximum(tail[:, :-1], tail[:, 1:]))

@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 
 from accountants import convolution
 from accountants.convolution import Composition, Cumulants
+from accountants.domains import non_negative, open_unit, whole
 from accountants.errors import AccountingError, InvalidEventError
 from accountants.events import (
     DpEvent,
     NeighbouringRelation,
     as_event,
     as_relation,
-    non_negative,
-    open_unit,
-    whole,
 )
 from accountants.lattice import Lattice, sandwich
 from accountants.mechanisms import Direction, Mechanism, directions, leaves
@@ -46,6 +44,7 @@ _ROUNDS = 6
 _SAFETY = 0.95  # of the step that should just do
 _WINDOW = 16.0  # standard deviations of the loss that a transform spans, about
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
+_MAX_CELLS = 2**21  # of one mechanism's lattice
 _MAX_POINTS = 2**25  # of one transform; in two stages it is far shorter
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
@@ -269,7 +268,7 @@ class _Search:
         self._groups = _grouped(direction)
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         self._tail = 1e-7
-        rough = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
+        rough, self._range = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
         self._tilt = question.tilt(rough)
         self.guess = question.guess(rough, self._tilt)
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
@@ -279,7 +278,7 @@ class _Search:
         question, tilt = self._question, self._tilt
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
-        step = min(step, 0.7 * self._deviation / math.sqrt(self._total))
+        step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
         best = Interval(0.0, math.inf)
         for _ in range(_ROUNDS):
             lower, upper = self._bounds(step)
@@ -293,7 +292,7 @@ class _Search:
         return best
 
     def _bounds(self, step: float) -> tuple[float, float]:
-        step = max(step, _WINDOW * self._deviation / _MAX_POINTS)
+        step = max(step, _WINDOW * self._deviation / _MAX_POINTS, self._range / _MAX_CELLS)
         stages = 1
         if _WINDOW * self._deviation / step > _LONG and self._total > 1e4 and all(p.spacing() is None for p, _ in self._groups):
             stages = math.isqrt(int(self._total))
@@ -367,14 +366,16 @@ def _grouped(direction: Direction) -> Groups:
     ]
 
 
-def _rough_cumulants(groups: Groups, tail: float) -> Cumulants:
-    """K(θ) on some two hundred losses of each pair: good to a few per cent, for choosing tilt and step."""
+def _rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
+    """K(θ) on some two hundred losses of each pair, for choosing tilt and step; and the widest range of losses."""
+    widest = 0.0
     tails = np.geomspace(tail, 0.5, 48)[None, :]
     parts = []
     for pair, counts in groups:
         low, high = pair.quantiles(tails, tails)
         shape = (len(counts), len(tails[0]))
         low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
+        widest = max(widest, float(np.max(high[:, 0] - low[:, 0])))
         even = low[:, :1] + (high[:, :1] - low[:, :1]) * np.linspace(0, 1, 129)
         edges = np.sort(np.concatenate([low, high, even], axis=1), axis=1)
         cells = pair.cells(edges)
@@ -385,7 +386,7 @@ def _rough_cumulants(groups: Groups, tail: float) -> Cumulants:
         losses = np.concatenate([np.where(np.isfinite(first), first, edges[:, :1]), losses], axis=1)
         losses[:, 1:] = np.where(np.isfinite(losses[:, 1:]), losses[:, 1:], edges)
         parts.append((cells.p, losses, counts))
-    return Cumulants(parts)
+    return Cumulants(parts), widest
 
 
 def _curve(pair: Pair, epsilon: float) -> Interval:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from accountants import conversion as conversions
 from accountants import renyi
+from accountants.domains import non_negative, open_unit, whole
 from accountants.errors import InvalidEventError, UnsupportedEventError
 from accountants.events import (
     ComposedDpEvent,
@@ -27,9 +28,6 @@ from accountants.events import (
     SelfComposedDpEvent,
     as_event,
     as_relation,
-    non_negative,
-    open_unit,
-    whole,
 )
 
 Array = NDArray[np.float64]

@@ -10,8 +10,10 @@ from typing import Any
 
 from accountants.breakdown import Breakdown, aggregated, break_down, worst_case_tpr
 from accountants.chain import Charge, LedgerContents, read_ledger
+from accountants.domains import open_unit, whole
 from accountants.errors import AccountingError, LedgerError
-from accountants.events import as_relation, from_dict, open_unit, to_dict, whole
+from accountants.event_json import from_dict, to_dict
+from accountants.events import as_relation
 
 SCHEMA = 1
 """Of privacy.json."""

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from accountants.events import DpEvent, PoissonSampledDpEvent, probability, whole
+from accountants.domains import probability, whole
+from accountants.events import DpEvent, PoissonSampledDpEvent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,122 @@
+r"""Dominating pairs of discrete mechanisms: finitely many, evenly spaced losses.
+
+Sources: Canonne, Kamath, Steinke 2020 (discrete Gaussian); Ghosh, Roughgarden, Sundararajan 2009 (discrete Laplace); Kairouz, Oh,
+Viswanath 2015 (randomised response dominates every (ε, δ) guarantee).
+"""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accountants.pairs import ROUND, Cells
+
+Array = NDArray[np.float64]
+
+MAX_ATOMS = 2_000_000
+"""Most losses that one mechanism may have."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AtomicPair:
+    """Losses first + i · gap with P-mass mass[i], a batch of one. Their Q-masses are e^{−loss} times that.
+
+    Attributes:
+      first: lowest loss.
+      gap: > 0.
+      mass: (n,), ≥ 0.
+    """
+
+    first: float
+    gap: float
+    mass: Array
+
+    @property
+    def losses(self) -> Array:
+        """(n,)."""
+        return self.first + self.gap * np.arange(len(self.mass))
+
+    def reversed(self) -> "AtomicPair":
+        """(Q, P): each loss changes its sign."""
+        q = self.mass * np.exp(-self.losses)
+        return AtomicPair(-float(self.losses[-1]), self.gap, q[::-1])
+
+    def cells(self, edges: Array) -> Cells:
+        losses, edges = self.losses, edges[0]
+        which = np.searchsorted(edges, losses, side="left")
+        lower = np.concatenate([[-np.inf], edges])[which]
+        count = len(edges) + 1
+        p = np.bincount(which, self.mass, count)
+        with np.errstate(over="ignore"):
+            q = np.bincount(which, self.mass * np.exp(-losses), count)
+        excess = np.bincount(which, -self.mass * np.expm1(np.minimum(lower - losses, 0.0)), count)
+        error = ROUND * (excess + p * float(np.abs(losses).max()))
+        return Cells(p[None], q[None], excess[None], error[None])
+
+    def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
+        return np.array([[self.first]]), np.array([[float(self.losses[-1])]])
+
+    base_quantiles = quantiles
+
+    def spacing(self) -> Array:
+        return np.array([[self.gap]])
+
+    def atom_at_zero(self) -> bool:
+        return False
+
+    def atoms(self) -> tuple[Array, Array]:
+        return self.losses, self.mass
+
+    def family(self) -> Hashable:
+        return id(self)
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        assert not others
+        return self
+
+
+def pure(epsilon: float) -> AtomicPair:
+    """Randomised response between two values, the worst ε-DP mechanism. `epsilon` > 0. Symmetric."""
+    low, high = 1 / (1 + math.exp(min(epsilon, 700.0))), 1 / (1 + math.exp(-epsilon))
+    return AtomicPair(-epsilon, 2 * epsilon, np.array([low, high]))
+
+
+def scaled_pure(epsilon: float, total: float) -> AtomicPair | None:
+    """`pure` with a P-mass of `total`; None if nothing is left of it."""
+    if total <= 0:
+        return None
+    if epsilon == 0:
+        return AtomicPair(0.0, 1.0, np.array([total]))
+    return dataclasses.replace(pure(epsilon), mass=total * pure(epsilon).mass)
+
+
+def randomized_response(noise: float, buckets: int) -> AtomicPair:
+    """Two true values of randomised response over `buckets` ≥ 3 buckets, `noise` in (0, 1). Symmetric."""
+    other = noise / buckets
+    epsilon = math.log1p((1 - noise) / other)
+    return AtomicPair(-epsilon, epsilon, np.array([other, (buckets - 2) * other, 1 - noise + other]))
+
+
+def discrete_laplace(parameter: float, sensitivity: int) -> AtomicPair:
+    """P(k) ∝ e^{−a|k|}, shifted by `sensitivity` ≤ MAX_ATOMS − 1. Losses a(2k − Δ) for k = 0 … Δ. Symmetric."""
+    a = parameter
+    k = np.arange(sensitivity + 1)
+    with np.errstate(under="ignore"):
+        mass = math.tanh(a / 2) * np.exp(-a * (sensitivity - k))
+        end = 1 / (1 + math.exp(-a))
+        mass[0], mass[-1] = end * math.exp(-a * sensitivity), end
+    return AtomicPair(-a * sensitivity, 2 * a, mass)
+
+
+def discrete_gaussian(sigma: float, sensitivity: int) -> AtomicPair:
+    """P(k) ∝ e^{−k²/2σ²}, shifted by `sensitivity`; what lies beyond 38 σ (1e-314 of the mass) is left out. Symmetric."""
+    reach = math.ceil(38 * sigma)
+    k = np.arange(sensitivity - reach, reach + sensitivity + 1)
+    with np.errstate(under="ignore"):
+        mass = np.exp(-0.5 * ((k - sensitivity) / sigma) ** 2)
+        mass /= mass.sum()
+    gap = sensitivity / sigma**2
+    return AtomicPair((k[0] - sensitivity / 2) * gap, gap, mass)
