@@ -78,6 +78,9 @@ def compose(
       sign: +1 to bound from above, −1 from below.
     """
     step = parts[0][0].step
+    if any(not lattice.mass[row].any() for lattice, counts in parts for row in np.flatnonzero(counts)):
+        # A lower bound that came to nothing.
+        return Composition(0.0, step, np.zeros(2), 0.0, tilt, 0.0, 0.0, 0.0, 0.0, sign)
     exact, coarse = Cumulants.of(parts), Cumulants.of(parts, coarse=True)
     log_scale, _, variance = exact.derivatives(tilt)
     low, high = _window(exact, coarse, tilt, log_scale, math.sqrt(variance) + step)

@@ -61,7 +61,7 @@ class Pair(Protocol):
         """Whether a loss of exactly 0 has a probability, and no other loss has."""
 
     def atoms(self) -> tuple[Array, Array] | None:
-        """Losses, evenly spaced, and their P-masses, each (n,), if there is nothing else; a batch of one. None otherwise."""
+        """Losses, ascending, and their P-masses, each (n,), if there is nothing else (a batch of one); None otherwise."""
 
     def family(self) -> Hashable:
         """Equal for pairs that can be stacked and share a lattice."""
@@ -76,10 +76,12 @@ class Stackable:
     def atom_at_zero(self) -> bool:
         return False
 
-    def atoms(self) -> None:
+    def atoms(self) -> tuple[Array, Array] | None:
         return None
 
     def family(self) -> Hashable:
+        if self.atoms() is not None:
+            return id(self)
         base, spacing = getattr(self, "base", None), self.spacing()  # type: ignore[attr-defined]
         return type(self), base and base.family(), None if spacing is None else float(spacing[0, 0])
 

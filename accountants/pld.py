@@ -223,7 +223,7 @@ class _EpsilonQuestion:
 
     def exact(self, pair: Pair) -> Interval:
         """Where `pair` is all there is."""
-        return Interval(*_solve(pair, self._delta))
+        return _solve(pair, self._delta)
 
 
 class _DeltaQuestion:
@@ -267,11 +267,13 @@ class _Search:
         self._question, self._rtol = question, rtol
         self._groups = _grouped(direction)
         self._total = float(sum(counts.sum() for _, counts in self._groups))
-        self._tail = 1e-7
-        rough, self._range = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
+        rough, widest = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
         self._tilt = question.tilt(rough)
         self.guess = question.guess(rough, self._tilt)
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
+        self._floor = max(_WINDOW * self._deviation / _MAX_POINTS, widest / _MAX_CELLS)
+        self._range = widest
+        self._measured: tuple[float, float] | None = None
 
     def run(self, unless_below: float) -> Interval:
         """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
@@ -279,20 +281,28 @@ class _Search:
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
         step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
-        best = Interval(0.0, math.inf)
+        best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
             lower, upper = self._bounds(step)
             best = Interval(max(best.lower, lower), min(best.upper, upper))
             if best.lower > best.upper * (1 + 1e-9):
                 raise AccountingError(f"bounds contradict each other ({best}): a bug, please report it; no figure was given out")
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
-            if gap <= allowed or best.upper <= unless_below:
+            if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
                 break
-            step *= min(0.7, max(0.05, _SAFETY * math.sqrt(allowed / gap))) if math.isfinite(gap) else 0.25
+            before = gap
+            step *= min(0.7, max(0.05, _SAFETY * (allowed / gap) ** (1 / self._power(step, gap)))) if math.isfinite(gap) else 0.25
         return best
 
+    def _power(self, step: float, gap: float) -> float:
+        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from the second round on."""
+        before, self._measured = self._measured, (step, gap)
+        if before is None or not before[0] > step or not before[1] > gap:
+            return 2.0
+        return min(max(math.log(before[1] / gap) / math.log(before[0] / step), 0.8), 2.0)
+
     def _bounds(self, step: float) -> tuple[float, float]:
-        step = max(step, _WINDOW * self._deviation / _MAX_POINTS, self._range / _MAX_CELLS)
+        step = max(step, self._floor)
         stages = 1
         if _WINDOW * self._deviation / step > _LONG and self._total > 1e4 and all(p.spacing() is None for p, _ in self._groups):
             stages = math.isqrt(int(self._total))
@@ -396,19 +406,24 @@ def _curve(pair: Pair, epsilon: float) -> Interval:
     return Interval(max(value - error, 0.0), value + error)
 
 
-def _solve(pair: Pair, delta: float) -> tuple[float, float]:
-    """ε(δ) of a single pair, by bisection of its own formula."""
+def _solve(pair: Pair, delta: float) -> Interval:
+    """ε(δ) of a single pair, by solving its own formula."""
+    from scipy.optimize import brentq  # slow to import
+
     if _curve(pair, 0.0).upper <= delta:
-        return 0.0, 0.0
-    top = float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0])
-
-    def crossing(above: Callable[[Interval], bool], side: int) -> float:
-        low, high = 0.0, max(top, 0.0)
-        for _ in range(200):
-            middle = 0.5 * (low + high)
-            if not low < middle < high:
-                break
-            low, high = (middle, high) if above(_curve(pair, middle)) else (low, middle)
-        return (low, high)[side]
-
-    return crossing(lambda d: d.lower > delta, 0), crossing(lambda d: d.upper > delta, 1)
+        return Interval(0.0, 0.0)
+    low, high = 0.0, float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0])
+    if _curve(pair, high).upper > delta:  # by rounding alone
+        high += 1e-12 * high
+    if high > low:
+        root = brentq(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), low, high, xtol=1e-15 * high, rtol=1e-15)
+    else:
+        root = high
+    # A root is where a computed function changes its sign: step aside until both sides are certain.
+    margin = 1e-15
+    while margin < 1:
+        low, high = root * (1 - margin), root * (1 + margin)
+        if _curve(pair, low).lower >= delta >= _curve(pair, high).upper:
+            return Interval(low, high)
+        margin *= 4
+    return Interval(0.0, high if _curve(pair, high).upper <= delta else math.inf)

@@ -53,6 +53,14 @@ class SampledRemovePair(Stackable):
         ends = _two_atoms(self.base)
         return None if ends is None else _sampled_loss(ends[1], self.rate) - _sampled_loss(ends[0], self.rate)
 
+    def atoms(self) -> tuple[Array, Array] | None:
+        if (atoms := self.base.atoms()) is None:
+            return None
+        losses, mass = atoms
+        rate = float(self.rate[0, 0])
+        with np.errstate(over="ignore"):
+            return _sampled_loss(losses, self.rate)[0], (1 - rate) * mass * np.exp(-losses) + rate * mass
+
 
 @dataclasses.dataclass(frozen=True)
 class SampledAddPair(Stackable):
@@ -91,6 +99,11 @@ class SampledAddPair(Stackable):
     def spacing(self) -> Array | None:
         ends = _two_atoms(self.base)
         return None if ends is None else _sampled_loss(-ends[0], self.rate) - _sampled_loss(-ends[1], self.rate)
+
+    def atoms(self) -> tuple[Array, Array] | None:
+        if (atoms := self.base.atoms()) is None:
+            return None
+        return -_sampled_loss(-atoms[0], self.rate)[0], atoms[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +149,15 @@ class ReplacePair(Stackable):
 
     def atom_at_zero(self) -> bool:
         return True
+
+    def atoms(self) -> tuple[Array, Array] | None:
+        up, down = self.remove.atoms(), self.add.atoms()
+        if up is None or down is None:
+            return None
+        positive, negative = up[0] > 0, down[0] < 0
+        middle = max(1 - float(up[1][positive].sum()) - float(down[1][negative].sum()), 0.0)
+        losses = np.concatenate([down[0][negative], [0.0], up[0][positive]])
+        return losses, np.concatenate([down[1][negative], [middle], up[1][positive]])
 
     def family(self) -> Hashable:
         return type(self), self.remove.family(), self.add.family()
