@@ -1,8 +1,14 @@
 """What was released from private data, and what it cost. Needs numpy and scipy alone; never imports JAX."""
 
+from accountants.accountant import Accountant, AutoAccountant, EpsilonBound, epsilon, make_accountant
 from accountants.breakdown import Breakdown, Component, break_down
 from accountants.budget import Budget
-from accountants.calibration import calibrate, calibrate_noise_multiplier
+from accountants.calibration import (
+    calibrate,
+    calibrate_noise_multiplier,
+    calibrate_sampling_probability,
+    calibrate_steps,
+)
 from accountants.chain import LedgerContents, read_ledger
 from accountants.errors import (
     AccountingError,
@@ -14,53 +20,109 @@ from accountants.errors import (
 )
 from accountants.event_json import from_dict, from_json, to_dict, to_json
 from accountants.events import (
+    AboveThresholdDpEvent,
     ComposedDpEvent,
+    DiscreteGaussianDpEvent,
+    DiscreteLaplaceDpEvent,
     DpEvent,
+    EpsilonDeltaDpEvent,
+    ExponentialMechanismDpEvent,
+    FixedOrderDpEvent,
     GaussianDpEvent,
     LaplaceDpEvent,
+    MixtureOfGaussiansDpEvent,
     NeighbouringRelation,
     NonPrivateDpEvent,
     NoOpDpEvent,
+    ParallelDpEvent,
     PoissonSampledDpEvent,
+    RandomizedResponseDpEvent,
+    RepeatAndSelectDpEvent,
+    ReportNoisyMaxDpEvent,
+    SampledWithoutReplacementDpEvent,
     SelfComposedDpEvent,
+    SingleEpochTreeAggregationDpEvent,
+    TruncatedSubsampledGaussianDpEvent,
+    ZCDpEvent,
     as_event,
     dpsgd_event,
 )
+from accountants.filters import Filter, Odometer
+from accountants.histories import from_opacus_history
+from accountants.interval import Interval
 from accountants.ledger import Ledger
+from accountants.pld import PldAccountant
+from accountants.profile import GdpBound, Profile, bayes_risk, gdp, profile
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp
 from accountants.version import __version__
+from accountants.zcdp import zcdp
 
 __all__ = [
     "DEFAULT_ORDERS",
+    "AboveThresholdDpEvent",
+    "Accountant",
     "AccountingError",
+    "AutoAccountant",
     "Breakdown",
     "Budget",
     "BudgetExceededError",
     "CalibrationError",
     "Component",
     "ComposedDpEvent",
+    "DiscreteGaussianDpEvent",
+    "DiscreteLaplaceDpEvent",
     "DpEvent",
+    "EpsilonBound",
+    "EpsilonDeltaDpEvent",
+    "ExponentialMechanismDpEvent",
+    "Filter",
+    "FixedOrderDpEvent",
     "GaussianDpEvent",
+    "GdpBound",
+    "Interval",
     "InvalidEventError",
     "LaplaceDpEvent",
     "Ledger",
     "LedgerContents",
     "LedgerError",
+    "MixtureOfGaussiansDpEvent",
     "NeighbouringRelation",
     "NoOpDpEvent",
     "NonPrivateDpEvent",
+    "Odometer",
+    "ParallelDpEvent",
+    "PldAccountant",
     "PoissonSampledDpEvent",
+    "Profile",
+    "RandomizedResponseDpEvent",
     "RdpAccountant",
+    "RepeatAndSelectDpEvent",
+    "ReportNoisyMaxDpEvent",
+    "SampledWithoutReplacementDpEvent",
     "SelfComposedDpEvent",
+    "SingleEpochTreeAggregationDpEvent",
+    "TruncatedSubsampledGaussianDpEvent",
     "UnsupportedEventError",
+    "ZCDpEvent",
     "__version__",
     "as_event",
+    "bayes_risk",
     "break_down",
     "calibrate",
     "calibrate_noise_multiplier",
+    "calibrate_sampling_probability",
+    "calibrate_steps",
     "dpsgd_event",
+    "epsilon",
     "event_rdp",
     "from_dict",
+    "from_json",
+    "from_opacus_history",
+    "gdp",
+    "make_accountant",
+    "profile",
     "read_ledger",
     "to_dict",
+    "to_json",
+    "zcdp",
 ]

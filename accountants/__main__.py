@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 usage error or a request that has no answer, 4 integrity f
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ from typing import Any
 
 from accountants import report
 from accountants.breakdown import finite_or_text
-from accountants.calibration import calibrate_noise_multiplier
+from accountants import calibration
+from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.chain import read_ledger
-from accountants.errors import AccountingError, LedgerError
+from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
+from accountants.pld import DEFAULT_RTOL
+from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
 from accountants.statement import statement
 
@@ -40,43 +44,126 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _epsilon(args: argparse.Namespace) -> int:
+def _composed(args: argparse.Namespace) -> Accountant:
+    """An accountant with the run that the flags describe."""
     event = dpsgd_event(args.noise_multiplier, args.sampling_probability, args.steps)
-    accountant = RdpAccountant(neighbouring_relation=args.neighbouring_relation, conversion=args.conversion)
-    epsilon, order = accountant.compose(event).get_epsilon_and_optimal_order(args.delta)
+    if getattr(args, "conversion", "tight") == "classic":
+        if args.accountant == "pld":
+            raise InvalidEventError("--conversion is the Rényi accountant's: use --accountant rdp")
+        return RdpAccountant(neighbouring_relation=args.neighbouring_relation, conversion="classic").compose(event)
+    made = make_accountant(args.accountant, neighbouring_relation=args.neighbouring_relation, rtol=args.rtol)
+    return made.compose(event)
+
+
+def _common(args: argparse.Namespace, accountant: Accountant) -> dict[str, Any]:
+    return {"accountant": accountant.name, "neighbouring_relation": args.neighbouring_relation}
+
+
+def _epsilon(args: argparse.Namespace) -> int:
+    accountant = _composed(args)
+    interval = accountant.epsilon_interval(args.delta)
     result = {
-        "epsilon": finite_or_text(epsilon),
-        "lower": None,  # the Rényi accountant bounds ε from above only
+        "epsilon": finite_or_text(interval.upper),
+        "lower": finite_or_text(interval.lower),
         "delta": args.delta,
-        "accountant": accountant.name,
-        "conversion": accountant.conversion,
-        "order": order,
-        "neighbouring_relation": args.neighbouring_relation,
+        **_common(args, accountant),
     }
-    how = f"under {args.neighbouring_relation} ({accountant.name}, order {order:g})"
-    return _show(args, result, f"ε ≤ {report.upper(epsilon, 6)} at δ = {args.delta:g} {how}")
+    exact = f", exact ≥ {report.lower(interval.lower, 6)}" if 0 < interval.lower < math.inf else ""
+    how = f"under {args.neighbouring_relation} ({accountant.name} accountant{exact})"
+    return _show(args, result, f"ε ≤ {report.upper(interval.upper, 6)} at δ = {args.delta:g} {how}")
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    noise_multiplier = calibrate_noise_multiplier(
-        epsilon=args.epsilon,
-        delta=args.delta,
-        sampling_probability=args.sampling_probability,
-        steps=args.steps,
-        neighbouring_relation=args.neighbouring_relation,
-    )
-    event = dpsgd_event(noise_multiplier, args.sampling_probability, args.steps)
-    accountant = RdpAccountant(neighbouring_relation=args.neighbouring_relation).compose(event)
-    epsilon = accountant.get_epsilon(args.delta)
+    """Whichever of σ, q and T is not given is found."""
+    given = {name: getattr(args, name) for name in ("noise_multiplier", "sampling_probability", "steps")}
+    missing = [name for name, value in given.items() if value is None]
+    if not missing:
+        missing = ["noise_multiplier"]
+    if len(missing) > 1:
+        raise InvalidEventError(f"give all but one of --noise_multiplier, --sampling_probability, --steps; missing: {missing}")
+    (name,) = missing
+    how = {"neighbouring_relation": args.neighbouring_relation, "rtol": args.rtol}
+    target = _target(args)
+    if name == "steps":
+        if "epsilon" not in target:
+            raise InvalidEventError("steps are calibrated to --epsilon and --delta alone")
+        event = dpsgd_event(args.noise_multiplier, args.sampling_probability, 1)
+        args.steps = calibration.calibrate_steps(
+            event, **target, neighbouring_relation=args.neighbouring_relation, accountant=args.accountant
+        )
+    else:
+        bounds = calibration.NOISE_RANGE if name == "noise_multiplier" else (1e-12, 1.0)
+        value = calibration.calibrate(
+            lambda x: dpsgd_event(**{**given, name: x}),
+            **target,
+            bounds=bounds,
+            rising=name == "sampling_probability",
+            make_accountant=lambda: make_accountant(args.accountant, **how),
+        )
+        setattr(args, name, value)
+    accountant = _composed(args)
+    found = getattr(args, name)
+    result: dict[str, Any] = {name: found, **target, **_common(args, accountant)}
+    if "epsilon" in target:
+        cost = accountant.get_epsilon(args.delta)
+        result["epsilon"] = cost
+        meets = f"ε ≤ {report.upper(cost, 6)} at δ = {args.delta:g}"
+    elif "advantage" in target:
+        result["advantage"] = accountant.get_delta(0.0)
+        meets = f"advantage ≤ {report.upper(result['advantage'], 6)}"
+    else:
+        result["tpr"] = profile(accountant).max_tpr(args.fpr)
+        meets = f"TPR ≤ {report.upper(result['tpr'], 6)} at FPR = {args.fpr:g}"
+    return _show(args, result, f"{name.replace('_', ' ')} {found!r} gives {meets} ({accountant.name} accountant)")
+
+
+def _target(args: argparse.Namespace) -> dict[str, float]:
+    target = {n: getattr(args, n) for n in ("epsilon", "delta", "advantage", "tpr", "fpr") if getattr(args, n) is not None}
+    if set(target) not in ({"epsilon", "delta"}, {"advantage"}, {"tpr", "fpr"}):
+        raise InvalidEventError("give one target: --epsilon with --delta, --advantage, or --tpr with --fpr")
+    return target
+
+
+def _profile(args: argparse.Namespace) -> int:
+    accountant = _composed(args)
+    curve = profile(accountant, args.epsilon or None, points=args.points)
+    mu = gdp(accountant)
     result = {
-        "noise_multiplier": noise_multiplier,
-        "epsilon": epsilon,
-        "delta": args.delta,
-        "accountant": accountant.name,
-        "neighbouring_relation": args.neighbouring_relation,
+        "profile": [
+            {"epsilon": e, "delta": u, "lower": l}
+            for e, u, l in zip(curve.epsilons.tolist(), curve.upper.tolist(), curve.lower.tolist(), strict=True)
+        ],
+        "advantage": accountant.get_delta(0.0),
+        "gdp": {"mu": finite_or_text(mu.mu), "fit_error": mu.fit_error, "floor": mu.floor},
+        **_common(args, accountant),
     }
-    meets = f"ε ≤ {report.upper(epsilon, 6)} at δ = {args.delta:g} ({accountant.name})"
-    return _show(args, result, f"noise multiplier {noise_multiplier!r} gives {meets}")
+    rows = [f"{e:>12.6g}  {report.upper(u, 6):>14}" for e, u in zip(curve.epsilons, curve.upper, strict=True)]
+    text = "\n".join(
+        [
+            f"{'ε':>12}  {'δ at most':>14}",
+            *rows,
+            f"advantage (TPR − FPR) of any attack: at most {report.upper(result['advantage'])}",
+            f"μ-GDP: μ ≤ {report.upper(mu.mu)} for δ down to {mu.floor:g}, which gives away up to {report.upper(mu.fit_error, 2)} in δ",
+        ]
+    )
+    return _show(args, result, text)
+
+
+def _tradeoff(args: argparse.Namespace) -> int:
+    accountant = _composed(args)
+    curve = profile(accountant)
+    rates = args.fpr or [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5]
+    missed = [float(1 - curve.max_tpr(rate)) for rate in rates]
+    risk = bayes_risk(accountant, args.prior)
+    result = {
+        "tradeoff": [{"fpr": rate, "fnr": miss, "tpr": 1 - miss} for rate, miss in zip(rates, missed, strict=True)],
+        "bayes_risk": risk,
+        "prior": args.prior,
+        **_common(args, accountant),
+    }
+    rows = [f"{rate:>8.4g}  {report.upper(1 - miss):>12}" for rate, miss in zip(rates, missed, strict=True)]
+    risk_text = f"with a prior of {args.prior:g} the best guess errs at least {report.lower(risk)} of the time"
+    return _show(args, result, "\n".join([f"{'FPR':>8}  {'TPR at most':>12}", *rows, risk_text]))
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -88,10 +175,10 @@ def _report(args: argparse.Namespace) -> int:
             f"warning: line {len(contents.hashes) + 1} is torn (a crash in mid-write, before its release) and left out",
             file=sys.stderr,
         )
-    document = report.privacy_document(contents, args.delta)
+    document = report.privacy_document(contents, args.delta, accountant=args.accountant)
     if args.statement:
         return _show(args, document, statement(document))
-    table = report.text_table(report.breakdown_of(contents, args.delta))
+    table = report.text_table(report.breakdown_of(contents, args.delta, args.accountant))
     return _show(args, document, "\n".join([*report.caveats(contents.public), table]))
 
 
@@ -126,29 +213,50 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def sampled(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--sampling_probability", type=float, required=True, metavar="Q", help="of each unit at each step")
-        sub.add_argument("--steps", type=int, required=True, metavar="T")
-        sub.add_argument("--delta", type=float, required=True, metavar="D")
+    def accounted(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--accountant", choices=ACCOUNTANTS, default="auto", help="auto is the tightest that has a bound")
+
+    def sampled(sub: argparse.ArgumentParser, required: bool = True) -> None:
+        sub.add_argument("--noise_multiplier", type=float, required=required, metavar="S", help="noise / clip norm")
+        sub.add_argument(
+            "--sampling_probability", type=float, required=required, metavar="Q", help="of each unit at each step"
+        )
+        sub.add_argument("--steps", type=int, required=required, metavar="T")
         sub.add_argument(
             "--neighbouring_relation",
             choices=[str(relation) for relation in NeighbouringRelation],
             default=str(NeighbouringRelation.ADD_OR_REMOVE_ONE),
         )
-        sub.add_argument("--accountant", choices=["auto", "rdp"], default="auto", help="auto is the tightest there is: rdp")
+        sub.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="R", help="relative width of the certain interval")
+        accounted(sub)
 
     epsilon = command("epsilon", _epsilon, "The ε of a Poisson-sampled Gaussian mechanism (DP-SGD).")
-    epsilon.add_argument("--noise_multiplier", type=float, required=True, metavar="S", help="noise / clip norm")
     sampled(epsilon)
-    epsilon.add_argument("--conversion", choices=["tight", "classic"], default="tight", help="from Rényi DP to (ε, δ)")
+    epsilon.add_argument("--delta", type=float, required=True, metavar="D")
+    epsilon.add_argument("--conversion", choices=["tight", "classic"], default="tight", help="of the Rényi accountant")
 
-    calibrate = command("calibrate", _calibrate, "The noise multiplier that meets a target ε.")
-    calibrate.add_argument("--epsilon", type=float, required=True, metavar="E")
-    sampled(calibrate)
+    calibrate = command("calibrate", _calibrate, "Find the noise multiplier (or the sampling probability, or the steps) for a target.")
+    calibrate.add_argument("--epsilon", type=float, metavar="E", help="target, with --delta")
+    calibrate.add_argument("--delta", type=float, metavar="D")
+    calibrate.add_argument("--advantage", type=float, metavar="A", help="target: TPR − FPR of any attack")
+    calibrate.add_argument("--tpr", type=float, metavar="P", help="target: true-positive rate of any attack, with --fpr")
+    calibrate.add_argument("--fpr", type=float, metavar="P")
+    sampled(calibrate, required=False)
+
+    curve = command("profile", _profile, "The privacy profile δ(ε), an attacker's advantage and a μ-GDP bound.")
+    curve.add_argument("--epsilon", type=float, nargs="*", metavar="E", help="where; default: from 0 to the ε at δ = 1e-12")
+    curve.add_argument("--points", type=int, default=21, metavar="N", help="how many by default")
+    sampled(curve)
+
+    tradeoff = command("tradeoff", _tradeoff, "What any membership attack can reach: true positives against false positives.")
+    tradeoff.add_argument("--fpr", type=float, nargs="*", metavar="P", help="false-positive rates")
+    tradeoff.add_argument("--prior", type=float, default=0.5, metavar="P", help="probability of presence, for the Bayes risk")
+    sampled(tradeoff)
 
     show = command("report", _report, "Spend by component of a ledger.")
     show.add_argument("ledger", metavar="LEDGER")
     show.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
+    accounted(show)
     show.add_argument(
         "--statement",
         action="store_true",

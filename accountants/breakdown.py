@@ -6,14 +6,16 @@ and its share of a quantity that does add up, the Rényi divergence at the order
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from accountants.accountant import Accountant, make_accountant
 from accountants.chain import Charge
-from accountants.events import DpEvent, NeighbouringRelation
+from accountants.errors import UnsupportedEventError
+from accountants.events import DpEvent, NeighbouringRelation, as_relation
+from accountants.pld import pair_divergence
 from accountants.rdp import RdpAccountant
 
 
@@ -41,17 +43,19 @@ class Breakdown:
     """Total and components, all at the same δ under the same neighbouring relation; every ε is an upper bound.
 
     Attributes:
-      epsilon: of everything, = rdp_at_order + conversion_term (up to rounding).
-      order: Rényi order at which `epsilon` is attained.
+      epsilon: of everything.
+      lower: a certain lower bound of it; 0 where the accountant has none.
+      accountant: who gave every ε here, "pld" or "rdp".
+      order: Rényi order in which `share` is meant: the one at which the Rényi accountant's ε is least.
       rdp_at_order: Rényi divergence of everything at that order: what `share` divides.
-      conversion_term: the rest of `epsilon`, which belongs to δ and to no component; negative where the
-        conversion gains.
+      conversion_term: `epsilon` less that: it belongs to δ and to no component, and is negative where turning
+        divergences into ε gains.
     """
 
     epsilon: float
+    lower: float
     delta: float
     accountant: str
-    conversion: str
     neighbouring_relation: NeighbouringRelation
     order: float
     rdp_at_order: float
@@ -73,7 +77,7 @@ def break_down(
     delta: float,
     *,
     neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE,
-    conversion: str = "tight",
+    accountant: str = "auto",
 ) -> Breakdown:
     """Adds up `charges` by component path, in order of first appearance.
 
@@ -81,50 +85,72 @@ def break_down(
       charges: from a ledger, or made by hand.
       delta: in (0, 1).
       neighbouring_relation: under which the charges are meant.
-      conversion: see `conversion.py`.
+      accountant: "auto", "pld" or "rdp".
 
     Raises:
-      UnsupportedEventError, InvalidEventError: as `RdpAccountant`.
+      UnsupportedEventError, InvalidEventError: as the accountant asked for.
     """
-    accountant = RdpAccountant(neighbouring_relation=neighbouring_relation, conversion=conversion)
-    curves: dict[str, NDArray[np.float64]] = {}
-    counts: dict[str, int] = {}
+    relation = as_relation(neighbouring_relation)
+    parts: dict[str, list[Charge]] = {}
     for charge in aggregated(charges):
-        curve = accountant.divergence(charge.event, charge.count)
-        curves[charge.path] = curves.get(charge.path, 0.0) + curve
-        counts[charge.path] = counts.get(charge.path, 0) + charge.count
+        parts.setdefault(charge.path, []).append(charge)
 
-    rows = list(curves.values())
-    zero = np.zeros(len(accountant.orders))
-    # What is left without each component, by sums from both ends: ∞ − ∞ never arises.
-    before = _running_sums(rows, zero)
-    after = _running_sums(rows[::-1], zero)[::-1]
-    total = before[-1]
-    epsilon, order = accountant.convert(total, delta)
-    at_order = accountant.orders.index(order)
-    shares = _shares([float(row[at_order]) for row in rows])
+    def compose(paths: Iterable[str], name: str) -> Accountant:
+        result = make_accountant(name, neighbouring_relation=relation)
+        for path in paths:
+            for charge in parts[path]:
+                result.compose(charge.event, charge.count)
+        return result
+
+    total = compose(parts, accountant)
+    interval, name = total.epsilon_interval(delta), total.name  # one accountant for every figure
+
+    def epsilon(paths: Iterable[str]) -> float:
+        return compose(paths, name).get_epsilon(delta)
+
+    order, divergences = _divergences(parts, delta, relation)
+    shares = _shares(divergences)
     components = tuple(
         Component(
             path=path,
-            events=counts[path],
-            epsilon_alone=accountant.convert(curve, delta)[0],
-            epsilon_if_removed=accountant.convert(before[i] + after[i + 1], delta)[0],
+            events=sum(charge.count for charge in charges_),
+            # A part never costs more than the whole, and two intervals may overlap.
+            epsilon_alone=min(epsilon([path]), interval.upper),
+            epsilon_if_removed=min(epsilon(other for other in parts if other != path), interval.upper),
             share=shares[i],
         )
-        for i, (path, curve) in enumerate(curves.items())
+        for i, (path, charges_) in enumerate(parts.items())
     )
-    spent = float(total[at_order])
+    spent = math.fsum(divergences) if all(map(math.isfinite, divergences)) else math.inf
     return Breakdown(
-        epsilon=epsilon,
+        epsilon=interval.upper,
+        lower=interval.lower,
         delta=delta,
-        accountant=accountant.name,
-        conversion=conversion,
-        neighbouring_relation=accountant.neighbouring_relation,
+        accountant=name,
+        neighbouring_relation=relation,
         order=order,
         rdp_at_order=spent,
-        conversion_term=epsilon - spent if math.isfinite(spent) else 0.0,
+        conversion_term=interval.upper - spent if math.isfinite(spent) else 0.0,
         components=components,
     )
+
+
+def _divergences(
+    parts: Mapping[str, Sequence[Charge]], delta: float, relation: NeighbouringRelation
+) -> tuple[float, list[float]]:
+    """The optimal order of everything, and each component's Rényi divergence there.
+
+    Where the Rényi accountant has no bound for an event, its divergence is computed from its dominating pair, at order 8: good
+    enough to share by, though not a bound.
+    """
+    rdp = RdpAccountant(neighbouring_relation=relation)
+    try:
+        curves = [sum(rdp.divergence(c.event, c.count) for c in charges) for charges in parts.values()]
+    except UnsupportedEventError:
+        order = 8.0
+        return order, [sum(pair_divergence(c.event, relation, order) * c.count for c in charges) for charges in parts.values()]
+    order = rdp.convert(sum(curves, np.zeros(len(rdp.orders))), delta)[1]
+    return order, [float(curve[rdp.orders.index(order)]) for curve in curves]
 
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:
@@ -136,29 +162,9 @@ def aggregated(charges: Iterable[Charge]) -> list[Charge]:
     return [Charge(path, event, count) for (path, event), count in counts.items()]
 
 
-def worst_case_tpr(epsilon: float, delta: float, fpr: float = 0.01) -> float:
-    """The most true positives any membership attack can reach at a false-positive rate of `fpr`.
-
-    From the definition of (ε, δ)-DP (Kairouz, Oh, Viswanath 2015, Theorem 2.1): TPR ≤ e^ε · FPR + δ and
-    1 − TPR ≥ e^{−ε}(1 − δ − FPR).
-    """
-    if math.isinf(epsilon):
-        return 1.0
-    by_first = math.exp(min(epsilon, 700.0)) * fpr + delta
-    by_second = 1 - math.exp(-epsilon) * (1 - delta - fpr)
-    return max(0.0, min(1.0, by_first, by_second))
-
-
 def finite_or_text(value: Any) -> Any:
     """`value`, or "inf" where JSON has no number for it."""
     return "inf" if isinstance(value, float) and math.isinf(value) else value
-
-
-def _running_sums(rows: list[NDArray[np.float64]], zero: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    sums = [zero]
-    for row in rows:
-        sums.append(sums[-1] + row)
-    return sums
 
 
 def _shares(spends: list[float]) -> list[float]:

@@ -60,6 +60,11 @@ def epsilon(orders: Array, rdp: Array, delta: float, conversion: str = "tight") 
     return value, order
 
 
+def each(orders: Array, rdp: Array, delta: float) -> Array:
+    """ε that each order gives on its own, rounded up, by the tight conversion. (k,), (k,) → (k,)."""
+    return _tight(orders, rdp, delta) * (1 + _ROUND_UP_RELATIVE) + _ROUND_UP_ABSOLUTE
+
+
 def delta(orders: Array, rdp: Array, epsilon_: float, conversion: str = "tight") -> float:
     """The smallest δ at which ε does not exceed `epsilon_`, by bisection in log δ and rounded up; 1.0 if there is none.
 

@@ -18,6 +18,7 @@ The sources of error, and what is done with them:
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +34,8 @@ _DEPTH = 8  # roundings on each level of the transform's summation tree, generou
 _WEIGHT_ERROR = 1e-14
 _OUTSIDE = 1e-12  # η: tilted mass that may lie outside the window
 _LARGE = 600.0  # largest exponent
+_CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
 _COARSE = 256  # points with which the tilt and the window are searched
-MAX_LENGTH = 2**24
-"""Longest transform."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ def compose(
         # A lower bound that came to nothing.
         return Composition(0.0, step, np.zeros(2), 0.0, tilt, 0.0, 0.0, 0.0, 0.0, sign)
     exact, coarse = Cumulants.of(parts), Cumulants.of(parts, coarse=True)
-    log_scale, _, variance = exact.derivatives(tilt)
-    low, high = _window(exact, coarse, tilt, log_scale, math.sqrt(variance) + step)
+    log_scale = exact.value(tilt)
+    low, high = window(coarse, tilt, exact=exact)
     base = sum(float(counts @ lattice.origin) for lattice, counts in parts)
     first = math.floor((low - base) / step)
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
@@ -149,20 +149,19 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
     )
 
 
-def delta(composition: Composition, epsilon: float) -> float:
-    """δ(ε) from above or from below, as `composition.sign` says."""
+def deltas(composition: Composition, epsilons: Array) -> Array:
+    """δ at each of `epsilons` (n,), from above or from below, as `composition.sign` says. Sharpest near the tilt's own ε."""
     c = composition
-    with np.errstate(under="ignore", over="ignore"):
-        losses = c.first + c.step * np.arange(len(c.mass))
-        keep = losses > epsilon
-        gap = losses[keep] - epsilon
-        mass = np.maximum(c.mass[keep] + c.sign * c.error, 0.0)
-        finite = float(np.sum(mass * np.exp(-c.tilt * gap) * -np.expm1(-gap)))
-    finite = finite * (1 + c.sign * c.relative) + c.sign * c.outside / (1 + c.tilt)
-    log_scale = c.log_scale - c.tilt * epsilon
-    if finite <= 0:
-        return min(c.infinite, 1.0)
-    return min(1.0, c.infinite + math.exp(min(log_scale + math.log(finite), 0.0)))
+    centre = float(np.clip(np.median(epsilons), c.first, c.first + c.step * len(c.mass)))
+    tails = _tails(c, centre)
+    which = np.clip(np.floor((epsilons - c.first) / c.step) + 1, 0, len(c.mass)).astype(np.int64)
+    with np.errstate(under="ignore", over="ignore", divide="ignore"):
+        u = epsilons - centre
+        finite = tails.a[which] - np.exp(np.minimum(u, 700.0)) * tails.b[which]
+        finite += c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
+        scale = c.log_scale - c.tilt * centre
+        value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
+    return np.minimum(c.infinite + value, 1.0)
 
 
 def epsilon(composition: Composition, delta_: float) -> float:
@@ -171,32 +170,43 @@ def epsilon(composition: Composition, delta_: float) -> float:
     target = delta_ - c.infinite
     if target <= 0:
         return math.inf
-    n = len(c.mass)
-    losses = c.first + c.step * np.arange(n)
-    # Relative to a loss in the middle of what matters: δ(ε) = e^{K − θ·centre} (A − e^{ε − centre} B + slack).
+    losses = c.first + c.step * np.arange(len(c.mass))
     centre = float(np.clip((c.log_scale - math.log(target)) / c.tilt, losses[0], losses[-1]))
+    tails = _tails(c, centre)
     u = losses - centre
     with np.errstate(under="ignore", over="ignore"):
-        weight = np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
-        mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative) * weight
-        slack = c.sign * c.outside / (1 + c.tilt) * weight
-        a = np.cumsum(mass[::-1])[::-1]
-        b = np.cumsum((mass * np.exp(np.minimum(-u, 700.0)))[::-1])[::-1]
-        rounding = c.sign * n * _UNIT
-        a *= 1 + 2 * rounding
-        above_a, above_b = np.append(a[1:], 0.0), np.append(b[1:], 0.0)
-        values = above_a - np.exp(np.minimum(u, 700.0)) * above_b + slack  # δ at each lattice point
+        slack = c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
+        values = tails.a[1:] - np.exp(np.minimum(u, 700.0)) * tails.b[1:] + slack  # δ at each lattice point
         scaled = math.exp(min(math.log(target) - (c.log_scale - c.tilt * centre), 700.0))
         too_large = np.flatnonzero(values > scaled)
     if len(too_large) == 0:
         return max(0.0, float(losses[0])) if c.sign > 0 else 0.0
     j = int(too_large[-1])
-    if j + 1 >= n:
+    if j + 1 >= len(losses):
         return math.inf if c.sign > 0 else max(0.0, float(losses[-1]))
     # Between two lattice points δ + slack is A − e^ε B but for the slack, which is largest at the left.
-    left = above_a[j] + slack[j] - scaled
-    inside = centre + math.log(left / above_b[j]) if left > 0 and above_b[j] > 0 else float(losses[j])
+    left, below = tails.a[j + 1] + slack[j] - scaled, tails.b[j + 1]
+    inside = centre + math.log(left / below) if left > 0 and below > 0 else float(losses[j])
     return max(0.0, min(max(inside, float(losses[j])), float(losses[j + 1])))
+
+
+class _Tails(NamedTuple):
+    """Relative to a loss `centre`: δ(ε) = e^{K − θ · centre} (a[i] − e^{ε − centre} b[i]), i the first point with a loss above ε."""
+
+    a: Array
+    b: Array
+
+
+def _tails(c: Composition, centre: float) -> _Tails:
+    n = len(c.mass)
+    u = c.first + c.step * np.arange(n) - centre
+    with np.errstate(under="ignore", over="ignore"):
+        mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
+        mass *= np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
+        a = np.cumsum(mass[::-1])[::-1]
+        b = np.cumsum((mass * np.exp(np.minimum(-u, 700.0)))[::-1])[::-1]
+    # Each of the two sums of n positive terms rounds by n units at most.
+    return _Tails(np.append(a * (1 + 2 * c.sign * n * _UNIT), 0.0), np.append(b, 0.0))
 
 
 class Cumulants:
@@ -289,14 +299,24 @@ def _minimise(f: Callable[[float], float]) -> float:
     return math.exp(min(t for t in seen if seen[t] <= good))
 
 
-def _window(exact: Cumulants, coarse: Cumulants, tilt: float, log_scale: float, deviation: float) -> tuple[float, float]:
-    """Losses outside of which lies at most _OUTSIDE of the tilted mass on either side, by Chernoff's bound."""
-    log_eta, centre = math.log(_OUTSIDE), coarse.value(tilt)
-    tries = np.array([0.7, 1.0, 1.5, 2.0, 2.7, 3.5, 4.5, 5.5, 7.0, 9.0, 12.0]) / deviation
+def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants | None = None) -> tuple[float, float]:
+    """Losses outside of which lies at most _OUTSIDE of the tilted mass on either side, by Chernoff's bound.
+
+    Args:
+      search: of the parts, perhaps coarse.
+      tilt: θ.
+      part: how much of the composition is meant, K being proportional to it.
+      exact: of the parts, exactly, if the window has to be certain.
+    """
+    exact = exact or search
+    log_eta = math.log(_OUTSIDE)
+    centre, _, variance = search.derivatives(tilt)
+    certain = exact.value(tilt)
+    tries = _CHERNOFF / math.sqrt(part * variance + 1e-300)
 
     def best(side: int) -> float:
-        z = min(tries, key=lambda t: (coarse.value(tilt + side * t) - centre - log_eta) / t)
-        return side * (exact.value(tilt + side * z) - log_scale - log_eta) / z
+        z = min(tries, key=lambda t: (part * (search.value(tilt + side * t) - centre) - log_eta) / t)
+        return float(side * (part * (exact.value(tilt + side * z) - certain) - log_eta) / z)
 
     return best(-1), best(1)
 

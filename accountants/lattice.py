@@ -186,7 +186,7 @@ def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array) -> _Grid:
     return _Grid(
         origin=origin[:, None],
         step=step,
-        count=int(np.ceil(np.max((np.maximum(high, inner_high) - origin) / step - 1e-9))) + 1,
+        count=max(int(np.ceil(np.max((np.maximum(high, inner_high) - origin) / step - 1e-9))), int(length.max())) + 1,
         bottom=np.where(at_bottom & bottom_known, anchored, 1 if atoms else none),
         inner_low=inner_low,
         top=np.where(~at_bottom & top_known, length, none),

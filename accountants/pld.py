@@ -12,10 +12,9 @@ is asked for:
 What comes out is measured, not trusted: where the interval is wider than asked for, the step shrinks and it is done again.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +30,7 @@ from accountants.events import (
     as_event,
     as_relation,
 )
+from accountants.interval import Interval
 from accountants.lattice import Lattice, sandwich
 from accountants.mechanisms import Direction, Mechanism, directions, leaves
 from accountants.pairs import Pair
@@ -42,34 +42,14 @@ MIN_RTOL = 1e-6
 
 _ROUNDS = 6
 _SAFETY = 0.95  # of the step that should just do
-_WINDOW = 16.0  # standard deviations of the loss that a transform spans, about
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS = 2**21  # of one mechanism's lattice
-_MAX_POINTS = 2**25  # of one transform; in two stages it is far shorter
+_MAX_POINTS = 2**25  # of one transform, before it is split in two stages
+_MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
 _LOW_TAIL = 1e-12  # probability of the lowest losses that may be moved, in all
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """What is certain: `lower` ≤ exact ≤ `upper`. The upper end is the one to report.
-
-    For mechanisms whose worst pair of outputs is only known to be dominated by the one that is accounted (the exponential
-    mechanism, composed; sampling under replace_one; truncated batches), "exact" is the figure of that pair.
-
-    Attributes:
-      lower, upper: of ε, or of δ.
-    """
-
-    lower: float
-    upper: float
-
-    @property
-    def relative_width(self) -> float:
-        """(upper − lower)/upper; 0 if they are equal."""
-        return 0.0 if self.lower == self.upper else (self.upper - self.lower) / self.upper
 
 
 class PldAccountant:
@@ -117,6 +97,12 @@ class PldAccountant:
             self._counts[leaf] = self._counts.get(leaf, 0) + times
         return self
 
+    def copy(self) -> Self:
+        """One with the same composed; further events go to one of both alone."""
+        result = type(self)(neighbouring_relation=self.neighbouring_relation, rtol=self.rtol)
+        result._counts = dict(self._counts)
+        return result
+
     def epsilon_interval(self, delta: float) -> Interval:
         """The exact ε at `delta` in (0, 1) lies in it; both ends are infinite if there is no guarantee."""
         return _epsilon_interval(*self._key(), open_unit(delta, "delta"), self.rtol)
@@ -126,6 +112,11 @@ class PldAccountant:
         if epsilon == math.inf:
             epsilon = float(np.finfo(np.float64).max)
         return _delta_interval(*self._key(), non_negative(epsilon, "epsilon"), self.rtol)
+
+    def profile(self, epsilons: Sequence[float]) -> tuple[Array, Array]:
+        """Lower and upper bounds of δ at each of `epsilons` ≥ 0: the privacy profile. Two arrays (n,), each non-increasing."""
+        wanted = tuple(min(non_negative(e, "each of epsilons"), 1e300) for e in epsilons)
+        return _profile(*self._key(), wanted, self.rtol)
 
     def get_epsilon(self, delta: float) -> float:
         """Upper bound of ε at `delta` in (0, 1), within `rtol` of the exact value."""
@@ -138,6 +129,15 @@ class PldAccountant:
     def _key(self) -> tuple[tuple[tuple[DpEvent, int], ...], NeighbouringRelation]:
         items = sorted(self._counts.items(), key=lambda item: repr(item[0]))  # the order of composition is irrelevant
         return tuple(items), self.neighbouring_relation
+
+
+def pair_divergence(event: DpEvent, relation: NeighbouringRelation, order: float) -> float:
+    """Rényi divergence of an event's dominating pairs, the larger of both directions, to about a per cent and not a bound.
+
+    Infinite losses are left out: what they cost is δ, not divergence.
+    """
+    found = [d for d in directions(tuple(leaves(event).items()), relation) if d.mechanisms]
+    return max((_rough_cumulants(_grouped(d), 1e-12)[0].value(order - 1) / (order - 1) for d in found), default=0.0)
 
 
 def check_rtol(rtol: float) -> float:
@@ -168,6 +168,39 @@ def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: flo
     interval = _worst([_DeltaQuestion(epsilon) for _ in found], found, rtol)
     spent = max(direction.spent for direction in found)
     return Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
+
+
+_ANCHORS = 9  # tilts from which a profile is computed
+
+
+@functools.lru_cache(maxsize=64)
+def _profile(
+    counts: Counts, relation: NeighbouringRelation, epsilons: tuple[float, ...], rtol: float
+) -> tuple[Array, Array]:
+    wanted = np.array(epsilons)
+    lower, upper = np.zeros(len(wanted)), np.zeros(len(wanted))
+    for direction in directions(counts, relation):
+        least, most = np.zeros(len(wanted)), np.ones(len(wanted))
+        if not direction.mechanisms:
+            most = least
+        elif len(direction.mechanisms) == 1 and direction.mechanisms[0].count == 1:
+            exact = [_curve(direction.mechanisms[0].pair, e) for e in epsilons]
+            least, most = np.array([i.lower for i in exact]), np.array([i.upper for i in exact])
+        else:
+            ordered = np.unique(epsilons)
+            for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
+                search = _Search(_DeltaQuestion(float(anchor)), direction, rtol)
+                search.run(unless_below=0.0)
+                low, high = search.compositions
+                least = np.maximum(least, convolution.deltas(low, wanted))
+                most = np.minimum(most, convolution.deltas(high, wanted))
+        lower = np.maximum(lower, np.minimum(direction.spent + least, 1.0))
+        upper = np.maximum(upper, np.minimum(direction.spent + most, 1.0))
+    # δ never rises with ε, so the best bound at one ε serves others too.
+    order = np.argsort(epsilons)
+    upper[order] = np.minimum.accumulate(upper[order]) * (1 + _ROUND_UP)
+    lower[order] = np.maximum.accumulate(lower[order][::-1])[::-1] * (1 - _ROUND_UP)
+    return lower, np.minimum(upper, 1.0)
 
 
 def _worst(questions: list["_Question"], found: tuple[Direction, ...], rtol: float) -> Interval:
@@ -214,10 +247,6 @@ class _EpsilonQuestion:
         """Lattice step² for one composition with which the interval is about `width` wide."""
         return 6 * width / (tilt + 1)
 
-    def largest_loss(self, guess: float) -> float:
-        """Beyond which a loss is as good as infinite."""
-        return 2 * guess + 50
-
     def answer(self, composition: Composition) -> float:
         return convolution.epsilon(composition, self._delta)
 
@@ -247,11 +276,8 @@ class _DeltaQuestion:
     def squared_step(self, width: float, guess: float, tilt: float) -> float:
         return 6 * width / guess / (tilt * (tilt + 1))
 
-    def largest_loss(self, guess: float) -> float:
-        return self._epsilon + 50
-
     def answer(self, composition: Composition) -> float:
-        return convolution.delta(composition, self._epsilon)
+        return float(convolution.deltas(composition, np.array([self._epsilon]))[0])
 
     def exact(self, pair: Pair) -> Interval:
         return _curve(pair, self._epsilon)
@@ -268,10 +294,12 @@ class _Search:
         self._groups = _grouped(direction)
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         rough, widest = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
-        self._tilt = question.tilt(rough)
+        self._tilt = min(question.tilt(rough), _MAX_EXPONENT / widest)
         self.guess = question.guess(rough, self._tilt)
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
-        self._floor = max(_WINDOW * self._deviation / _MAX_POINTS, widest / _MAX_CELLS)
+        low, high = convolution.window(rough, self._tilt)
+        self._rough, self._span = rough, high - low
+        self._floor = max(self._span / _MAX_POINTS, widest / _MAX_CELLS)
         self._range = widest
         self._measured: tuple[float, float] | None = None
 
@@ -303,9 +331,8 @@ class _Search:
 
     def _bounds(self, step: float) -> tuple[float, float]:
         step = max(step, self._floor)
-        stages = 1
-        if _WINDOW * self._deviation / step > _LONG and self._total > 1e4 and all(p.spacing() is None for p, _ in self._groups):
-            stages = math.isqrt(int(self._total))
+        stages = self._stages(step)
+        if stages > 1:
             step /= math.sqrt(2)  # both stages contribute to the width
         step, own = _steps(self._groups, step)
         sandwiches = []
@@ -313,7 +340,7 @@ class _Search:
         for (pair, counts), own_step in zip(self._groups, own, strict=True):
             low = np.full((len(counts), 1), _LOW_TAIL / self._total)
             sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=np.full_like(low, tail)))
-        answers = []
+        compositions = []
         for sign in (-1, 1):
             parts = []
             for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
@@ -323,8 +350,18 @@ class _Search:
                 parts.append(part)
             if stages > 1:
                 parts = self._staged(parts, stages, sign)
-            answers.append(self._question.answer(convolution.compose(parts, self._tilt, sign=sign)))
-        return answers[0], answers[1]
+            compositions.append(convolution.compose(parts, self._tilt, sign=sign))
+        self.compositions = compositions[0], compositions[1]
+        return self._question.answer(compositions[0]), self._question.answer(compositions[1])
+
+    def _stages(self, step: float) -> int:
+        """Into how many equal compositions the whole is split, if composing in two stages takes far shorter transforms."""
+        stages = math.isqrt(int(self._total))
+        if self._span / step < _LONG or self._total < 1e4 or any(p.spacing() is not None for p, _ in self._groups):
+            return 1
+        low, high = convolution.window(self._rough, self._tilt, 1 / stages)
+        length = math.sqrt(2) * ((high - low) / step + self._span / step * math.sqrt(stages / self._total))
+        return stages if length < self._span / step / 2 else 1
 
     def _staged(self, parts: Parts, stages: int, sign: int) -> Parts:
         """The same composition as `stages` equal ones and a rest, each on a coarser lattice."""

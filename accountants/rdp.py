@@ -4,7 +4,6 @@ Composition of Rényi DP is addition at each order (Mironov 2017, Proposition 1)
 mechanisms included. Every number returned is an upper bound under the stated neighbouring relation.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -13,39 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import conversion as conversions
-from accountants import renyi
 from accountants.domains import non_negative, open_unit, whole
-from accountants.errors import InvalidEventError, UnsupportedEventError
-from accountants.events import (
-    ComposedDpEvent,
-    DpEvent,
-    GaussianDpEvent,
-    LaplaceDpEvent,
-    NeighbouringRelation,
-    NonPrivateDpEvent,
-    NoOpDpEvent,
-    PoissonSampledDpEvent,
-    SelfComposedDpEvent,
-    as_event,
-    as_relation,
-)
+from accountants.events import NeighbouringRelation, as_event, as_relation
+from accountants.interval import Interval
+from accountants.orders import DEFAULT_ORDERS, MAX_ORDER, check_orders
+from accountants.renyi_events import event_rdp, times
+
+__all__ = ["DEFAULT_ORDERS", "MAX_ORDER", "RdpAccountant", "check_orders", "event_rdp"]
 
 Array = NDArray[np.float64]
-
-
-def _default_orders() -> tuple[float, ...]:
-    near_one = 1 + np.concatenate([np.geomspace(0.005, 0.1, 12)[:-1], np.arange(10, 100, 4) / 100])
-    fractional = np.arange(20, 110) / 10
-    integer = np.arange(11, 65)
-    large = np.unique(np.round(np.geomspace(65, 16384, 72)))
-    return tuple(np.concatenate([near_one, fractional, integer, large]).tolist())
-
-
-MAX_ORDER = 10**6
-"""Work and memory grow with the order."""
-
-DEFAULT_ORDERS = _default_orders()
-"""Fine where DP-SGD has its optimum, and up to 16384 for very small ε."""
 
 
 class RdpAccountant:
@@ -100,11 +75,25 @@ class RdpAccountant:
     def divergence(self, event: Any, count: int = 1) -> Array:
         """What `count` runs of `event` would add at each order: (k,) float64. Composes nothing."""
         single = event_rdp(as_event(event), self.orders, self.neighbouring_relation)
-        return _times(single, whole(count, "count"))
+        return times(single, whole(count, "count"))
 
     def get_epsilon(self, delta: float) -> float:
         """Upper bound of ε at `delta` in (0, 1); infinite if anything composed has no guarantee."""
         return self.get_epsilon_and_optimal_order(delta)[0]
+
+    def copy(self) -> Self:
+        """One with the same composed; further events go to one of both alone."""
+        result = type(self)(self.orders, neighbouring_relation=self.neighbouring_relation, conversion=self.conversion)
+        result._rdp = self._rdp.copy()
+        return result
+
+    def epsilon_interval(self, delta: float) -> Interval:
+        """ε at `delta`, from 0 to the upper bound: Rényi divergences bound it from one side alone."""
+        return Interval(0.0, self.get_epsilon(delta))
+
+    def delta_interval(self, epsilon: float) -> Interval:
+        """δ at `epsilon`, from 0 to the upper bound."""
+        return Interval(0.0, self.get_delta(epsilon))
 
     def get_epsilon_and_optimal_order(self, delta: float) -> tuple[float, float]:
         """`get_epsilon` and the Rényi order at which it is attained."""
@@ -119,120 +108,3 @@ class RdpAccountant:
     def convert(self, rdp: Array, delta: float) -> tuple[float, float]:
         """(ε, order) of an arbitrary curve at this accountant's orders, by its conversion."""
         return conversions.epsilon(np.asarray(self.orders), rdp, open_unit(delta, "delta"), self.conversion)
-
-
-def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
-    """Returns `orders` as a tuple of floats.
-
-    Raises:
-      InvalidEventError: there is none, or one is not a finite number > 1.
-    """
-    try:
-        result = tuple(float(order) for order in orders)
-    except (TypeError, ValueError):
-        raise InvalidEventError(f"orders must be a list of numbers > 1; got {orders!r:.80}") from None
-    if not result or not all(1 < order <= MAX_ORDER for order in result):
-        raise InvalidEventError(f"orders must be numbers in (1, {MAX_ORDER:,}], at least one; got {orders!r:.80}")
-    return result
-
-
-@functools.lru_cache(maxsize=512)
-def event_rdp(event: DpEvent, orders: tuple[float, ...], relation: NeighbouringRelation) -> Array:
-    """Rényi divergence of one `event` at each of `orders`, the larger of both directions.
-
-    Args:
-      event: any event tree.
-      orders: (k,) each > 1.
-      relation: see `NeighbouringRelation`.
-
-    Returns:
-      (k,) float64, read-only (it is cached); infinite where there is no guarantee.
-
-    Raises:
-      UnsupportedEventError: no valid bound is known here for this event under this relation.
-    """
-    with np.errstate(over="ignore", divide="ignore"):  # infinities are meant; a NaN would be refused later
-        result = _event_rdp(event, orders, relation)
-    result.setflags(write=False)
-    return result
-
-
-def _event_rdp(event: DpEvent, orders: tuple[float, ...], relation: NeighbouringRelation) -> Array:
-    alpha = np.asarray(orders)
-    # Replacing a unit moves a sum twice as far as adding or removing it.
-    shrink = 0.5 if relation is NeighbouringRelation.REPLACE_ONE else 1.0
-    match event:
-        case NoOpDpEvent():
-            return np.zeros_like(alpha)
-        case NonPrivateDpEvent():
-            return np.full_like(alpha, np.inf)
-        case GaussianDpEvent(noise_multiplier=sigma):
-            return renyi.gaussian(alpha, shrink * sigma)
-        case LaplaceDpEvent(noise_multiplier=scale):
-            return renyi.laplace(alpha, shrink * scale)
-        case SelfComposedDpEvent(event=inner, count=count):
-            return _times(event_rdp(inner, orders, relation), count)
-        case ComposedDpEvent(events=events):
-            return sum((event_rdp(inner, orders, relation) for inner in events), np.zeros_like(alpha))
-        case PoissonSampledDpEvent(sampling_probability=q, event=inner):
-            return _poisson_sampled(q, inner, orders, relation)
-    raise UnsupportedEventError(f"the Rényi accountant has no bound for {type(event).__name__}")
-
-
-def _poisson_sampled(q: float, inner: DpEvent, orders: tuple[float, ...], relation: NeighbouringRelation) -> Array:
-    alpha = np.asarray(orders)
-    sigma = _equivalent_gaussian(inner)
-    if q == 0 or sigma == math.inf:
-        return np.zeros_like(alpha)
-    if q == 1:
-        return event_rdp(inner, orders, relation).copy()
-    if isinstance(inner, NonPrivateDpEvent):
-        return np.full_like(alpha, np.inf)
-    if relation is NeighbouringRelation.REPLACE_ONE:
-        raise UnsupportedEventError(
-            "the Rényi accountant has no bound for Poisson sampling under replace_one; "
-            "use add_or_remove_one or zero_out (an ε under one is not an ε under the other)"
-        )
-    if isinstance(inner, LaplaceDpEvent):
-        return renyi.sampled_laplace(alpha, inner.noise_multiplier, q)
-    if sigma is None:
-        raise UnsupportedEventError(
-            f"the Rényi accountant has no bound for Poisson sampling of {type(inner).__name__} other than "
-            "a Laplace event or a composition of Gaussian events"
-        )
-    return renyi.sampled_gaussian(alpha, sigma, q)
-
-
-def _equivalent_gaussian(event: DpEvent) -> float | None:
-    """σ of the one Gaussian event that equals `event`, several Gaussians on the same sample: 1/σ² = Σ 1/σᵢ².
-
-    Infinite where nothing is released, None where `event` is not made of Gaussians alone.
-    """
-    parts = _gaussians(event)
-    if parts is None:
-        return None
-    least = min((sigma for sigma, _ in parts), default=math.inf)
-    if least in (0, math.inf):
-        return least
-    return least / math.sqrt(sum(count * (least / sigma) ** 2 for sigma, count in parts))
-
-
-def _gaussians(event: DpEvent, count: int = 1) -> list[tuple[float, int]] | None:
-    """(σ, how often) of each Gaussian in `event`, or None if there is anything else."""
-    match event:
-        case NoOpDpEvent():
-            return []
-        case GaussianDpEvent(noise_multiplier=sigma):
-            return [(sigma, count)] if count else []
-        case SelfComposedDpEvent(event=inner, count=times):
-            return _gaussians(inner, count * times)
-        case ComposedDpEvent(events=events):
-            parts = [_gaussians(inner, count) for inner in events]
-            return None if None in parts else [pair for part in parts if part for pair in part]
-    return None
-
-
-def _times(rdp: Array, count: int) -> Array:
-    """count · rdp with 0 · ∞ = 0."""
-    with np.errstate(over="ignore"):
-        return rdp * count if count else np.zeros_like(rdp)

@@ -8,20 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accountants.breakdown import Breakdown, aggregated, break_down, worst_case_tpr
+from accountants.accountant import make_accountant
+from accountants.breakdown import Breakdown, aggregated, break_down
 from accountants.chain import Charge, LedgerContents, read_ledger
 from accountants.domains import open_unit, whole
 from accountants.errors import AccountingError, LedgerError
 from accountants.event_json import from_dict, to_dict
 from accountants.events import as_relation
+from accountants.profile import profile
 
-SCHEMA = 1
+SCHEMA = 2
 """Of privacy.json."""
+
+_REDERIVED = 1e-6
+"""Relative difference allowed when figures are derived again: another NumPy or processor may round differently."""
 
 _DERIVED = (
     "epsilon",
+    "lower",
     "accountant",
-    "conversion",
     "order",
     "rdp_at_order",
     "conversion_term",
@@ -31,16 +36,30 @@ _DERIVED = (
 )
 
 
-def breakdown_of(contents: LedgerContents, delta: float | None = None) -> Breakdown:
+def breakdown_of(contents: LedgerContents, delta: float | None = None, accountant: str = "auto") -> Breakdown:
     """The breakdown of a ledger, at `delta` or at the one its header declares.
 
     Raises:
       LedgerError: no δ was given and the header has none.
+      UnsupportedEventError: the accountant asked for has no bound for what the ledger holds.
     """
     delta = contents.public.get("delta") if delta is None else delta
     if delta is None:
         raise LedgerError("this ledger declares no delta; give one with --delta")
-    return break_down(contents.charges, open_unit(delta, "delta"), neighbouring_relation=contents.neighbouring_relation)
+    return break_down(
+        contents.charges,
+        open_unit(delta, "delta"),
+        neighbouring_relation=contents.neighbouring_relation,
+        accountant=accountant,
+    )
+
+
+def worst_case_tpr(contents: LedgerContents, accountant: str, fpr: float = 0.01) -> float:
+    """The most true positives any membership attack on what a ledger records reaches at a false-positive rate of `fpr`."""
+    composed = make_accountant(accountant, neighbouring_relation=contents.neighbouring_relation)
+    for charge in aggregated(contents.charges):
+        composed.compose(charge.event, charge.count)
+    return profile(composed, points=33).max_tpr(fpr)
 
 
 def caveats(public: Mapping[str, Any]) -> list[str]:
@@ -65,7 +84,7 @@ def text_table(breakdown: Breakdown) -> str:
     lines.insert(1, "-" * len(lines[0]))
     if math.isinf(breakdown.epsilon):
         return "\n".join(["No privacy guarantee: something was released without noise, ε = ∞ at every δ.", "", *lines])
-    how = f"{breakdown.accountant} accountant, order {breakdown.order:g}, {breakdown.conversion} conversion"
+    how = f"{breakdown.accountant} accountant, exact ≥ {lower(breakdown.lower)}" if breakdown.lower else f"{breakdown.accountant} accountant"
     return "\n".join(
         [
             f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
@@ -79,21 +98,25 @@ def text_table(breakdown: Breakdown) -> str:
 
 
 def privacy_document(
-    contents: LedgerContents, delta: float | None = None, facts: Mapping[str, Any] | None = None
+    contents: LedgerContents,
+    delta: float | None = None,
+    facts: Mapping[str, Any] | None = None,
+    accountant: str = "auto",
 ) -> dict[str, Any]:
     """The content of privacy.json: the breakdown, the events it follows from, and the facts of the statement.
 
     Args:
       contents: of the ledger.
       delta: as `breakdown_of`.
+      accountant: "auto", "pld" or "rdp".
       facts: JSON-ready items for the privacy statement, see `statement.ITEMS`.
     """
-    breakdown = breakdown_of(contents, delta)
+    breakdown = breakdown_of(contents, delta, accountant)
     return {
         "schema": SCHEMA,
         "unit": contents.unit,
         **breakdown.to_dict(),
-        "worst_case_tpr_at_fpr_1_percent": worst_case_tpr(breakdown.epsilon, breakdown.delta),
+        "worst_case_tpr_at_fpr_1_percent": worst_case_tpr(contents, breakdown.accountant),
         "bound": "upper",
         "events": [
             {"path": charge.path, "count": charge.count, "event": to_dict(charge.event)}
@@ -159,7 +182,7 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             charges=tuple(charges),
             hashes=(head,),
         )
-        derived = privacy_document(contents, open_unit(document["delta"], "delta"))
+        derived = privacy_document(contents, open_unit(document["delta"], "delta"), accountant=document["accountant"])
         differing = [key for key in _DERIVED if not _close(document[key], derived[key])]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, AccountingError):
@@ -197,14 +220,23 @@ def _as_document(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _close(given: Any, derived: Any) -> bool:
-    """Equal, floats to 1e-9 (another NumPy may round differently in the last bits)."""
+    """Equal, floats nearly so."""
     if isinstance(derived, float) and isinstance(given, int | float) and not isinstance(given, bool):
-        return math.isclose(given, derived, rel_tol=1e-9, abs_tol=1e-12)
+        return math.isclose(given, derived, rel_tol=_REDERIVED, abs_tol=1e-12)
     if isinstance(derived, dict):
         return isinstance(given, dict) and given.keys() == derived.keys() and all(_close(given[k], derived[k]) for k in derived)
     if isinstance(derived, list | tuple):
         return isinstance(given, list) and len(given) == len(derived) and all(map(_close, given, derived))
     return bool(given == derived)
+
+
+def lower(value: float, digits: int = 4) -> str:
+    """A lower bound for people: rounded down."""
+    exact = decimal.Decimal(value)
+    if value == 0:
+        return "0"
+    step = decimal.Decimal(1).scaleb(exact.adjusted() + 1 - digits)
+    return f"{float(exact.quantize(step, rounding=decimal.ROUND_FLOOR)):.{digits}g}"
 
 
 def upper(value: float | str, digits: int = 4) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from accountants.report import caveats, upper
+from accountants.report import caveats, lower, upper
 from accountants.version import __version__
 
 ITEMS = {
@@ -31,10 +31,6 @@ ITEMS = {
     "utility": "Utility",
 }
 
-_CONVERSIONS = {
-    "tight": "the tightest conversion of a single order, Asoodeh et al. 2021",
-    "classic": "Mironov 2017, Proposition 3",
-}
 _RELATIONS = {
     "add_or_remove_one": "Neighbouring data sets differ in the presence of one unit: it is added or removed.",
     "replace_one": "Neighbouring data sets have the same size; one unit is replaced by another.",
@@ -97,10 +93,17 @@ def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
 def _accounting(document: Mapping[str, Any]) -> str:
     if document["epsilon"] == "inf":
         return "Nothing to account: ε is infinite."
+    how = {
+        "pld": (
+            "the composition of privacy loss distributions, numerically and with every error bounded; the exact ε lies between "
+            f"{lower(document['lower'], 6)} and {upper(document['epsilon'], 6)}"
+        ),
+        "rdp": "Rényi differential privacy, converted to (ε, δ) at the best order (Asoodeh et al. 2021)",
+    }[document["accountant"]]
     return (
-        f"Accountant `{document['accountant']}` of the package `accountants` {__version__}: Rényi differential privacy, "
-        f"converted to (ε, δ) at the best order, {document['order']:g} ({_CONVERSIONS[document['conversion']]}). "
-        "ε is an upper bound; numerical error is rounded up."
+        f"Accountant `{document['accountant']}` of the package `accountants` {__version__}: {how}. ε is an upper bound; "
+        "numerical error is rounded up. Shares are of the Rényi divergence at order "
+        f"{document['order']:g}, which adds up over components."
     )
 
 

@@ -36,7 +36,7 @@ def plan_text(settings: Settings, job: "Job") -> str:
         rows += [
             ("noise", f"σ = {plan.noise_multiplier:.6g}, {basis}; clip norm {plan.clip_norm:g}"),
             ("guarantee", f"ε ≤ {upper(plan.epsilon())} at δ = {plan.delta:g} ({rule}; n = {n:,} declared public)"),
-            ("accounting", f"Rényi accountant, an upper bound; {plan.neighbouring_relation}; unit: one example"),
+            ("accounting", _accounting(plan)),
         ]
     else:
         rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
@@ -53,6 +53,19 @@ def plan_text(settings: Settings, job: "Job") -> str:
     if settings == _preset_settings(settings):
         rows.append(("expect", preset(settings.dataset).expected))
     return "\n".join(f"  {name:<12}{text}" for name, text in rows)
+
+
+def _accounting(plan: "DpSgdPlan") -> str:
+    from accountants.errors import AccountingError
+    from accountants.report import lower
+
+    bound = plan.epsilon_bound()
+    text = f"{bound.accountant} accountant, certified (exact ε ≥ {lower(bound.lower)}); {plan.neighbouring_relation}; unit: one example"
+    try:
+        more = plan.rdp_noise_multiplier() / plan.noise_multiplier - 1
+    except AccountingError:  # the Rényi accountant has no bound here
+        return text
+    return f"{text}; the Rényi accountant would need {more:.1%} more noise" if more > 0.001 else text
 
 
 def _preset_settings(settings: Settings) -> Settings:

@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 from accountants import calibration
+from accountants.accountant import EpsilonBound, make_accountant
+from accountants.accountant import epsilon as accounted_epsilon
 from accountants.errors import AccountingError
 from accountants.events import (
     DpEvent,
@@ -13,7 +15,6 @@ from accountants.events import (
     SelfComposedDpEvent,
     as_relation,
 )
-from accountants.rdp import RdpAccountant
 from marauder_dp.clipping import MIN_CLIP_NORM
 from marauder_dp.errors import PlanError
 from marauder_dp.sampling import PoissonSampler
@@ -84,8 +85,21 @@ class DpSgdPlan:
 
     def epsilon(self, steps: int | None = None) -> float:
         """Upper bound of ε after `steps` (default: all) steps, infinite if not private."""
-        accountant = RdpAccountant(neighbouring_relation=self.neighbouring_relation)
-        return accountant.compose(self.event, self.steps if steps is None else steps).get_epsilon(self.delta)
+        return self.epsilon_bound(steps).epsilon
+
+    def epsilon_bound(self, steps: int | None = None) -> EpsilonBound:
+        """ε after `steps` (default: all) steps from both sides, and the accountant that says so."""
+        run = SelfComposedDpEvent(self.event, self.steps if steps is None else steps)
+        return accounted_epsilon(run, self.delta, neighbouring_relation=self.neighbouring_relation)
+
+    def rdp_noise_multiplier(self) -> float:
+        """The noise that the Rényi accountant would ask for to certify the same ε: what the numerical one saves."""
+        return calibration.calibrate(
+            lambda value: SelfComposedDpEvent(dataclasses.replace(self, noise_multiplier=value).event, self.steps),
+            epsilon=self.epsilon(),
+            delta=self.delta,
+            make_accountant=lambda: make_accountant("rdp", neighbouring_relation=self.neighbouring_relation),
+        )
 
 
 def plan_dpsgd(
@@ -103,10 +117,10 @@ def plan_dpsgd(
 
     Args:
       num_examples, batch_size, steps, clip_norm: see `DpSgdPlan`.
-      epsilon: target, > 0; the planned ε lies in [0.9999 · target, target].
+      epsilon: target, > 0; the planned ε lies in [0.995 · target, target].
       noise_multiplier: > 0.
       delta: default `default_delta(num_examples)`.
-      neighbouring_relation: add_or_remove_one or zero_out (replace_one only where batch_size = num_examples).
+      neighbouring_relation: add_or_remove_one, zero_out or replace_one.
 
     Raises:
       PlanError: an argument is out of its domain, or no noise meets the target.
@@ -132,7 +146,7 @@ def plan_dpsgd(
                 lambda value: SelfComposedDpEvent(dataclasses.replace(plan, noise_multiplier=value).event, steps),
                 epsilon=epsilon,
                 delta=plan.delta,
-                make_accountant=lambda: RdpAccountant(neighbouring_relation=plan.neighbouring_relation),
+                make_accountant=lambda: make_accountant(neighbouring_relation=plan.neighbouring_relation),
             )
             plan = dataclasses.replace(plan, noise_multiplier=sigma)
         plan.epsilon()

@@ -154,6 +154,7 @@ def train(
     """
     event, steps = sgd.plan.event, sgd.plan.steps
     step, outcome = int(state.step), Outcome.COMPLETE
+    payable = charged + budget.affordable(event, max(steps - charged, 0))  # decided once: bounds of parts may differ in last digits
     while step < steps:
         if should_stop():
             outcome = Outcome.INTERRUPTED
@@ -162,8 +163,8 @@ def train(
         if charged > step:
             n = min(n, charged - step)  # a repeat of what was charged before a crash
         else:
-            n = budget.affordable(event, n)
-            if n == 0:
+            n = min(n, payable - charged)
+            if n <= 0:
                 outcome = Outcome.CEILING
                 break
             budget.charge(GRADIENTS, event, n)

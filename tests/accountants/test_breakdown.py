@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import accountants as acc
-from accountants.breakdown import worst_case_tpr
 from accountants.chain import Charge
 from accountants.report import upper
 
@@ -19,8 +18,8 @@ MEAN = Charge("data/mean", acc.LaplaceDpEvent(20.0), 1)
 def test_columns_are_what_they_say():
     result = acc.break_down([GRADIENTS, MEAN, GRADIENTS], 1e-5)
     gradients, mean = result.components
-    alone = acc.RdpAccountant().compose(GRADIENTS.event, 8000).get_epsilon(1e-5)
-    everything = acc.RdpAccountant().compose(GRADIENTS.event, 8000).compose(MEAN.event).get_epsilon(1e-5)
+    alone = acc.PldAccountant().compose(GRADIENTS.event, 8000).get_epsilon(1e-5)
+    everything = acc.PldAccountant().compose(GRADIENTS.event, 8000).compose(MEAN.event).get_epsilon(1e-5)
     assert (gradients.path, gradients.events) == ("train/gradients", 8000)
     assert gradients.epsilon_alone == pytest.approx(alone)
     assert mean.epsilon_if_removed == pytest.approx(alone)
@@ -55,11 +54,19 @@ def test_shares_add_up_and_parts_cost_no_more_than_the_whole(charges):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_worst_case_tpr_is_the_textbook_region():
-    assert worst_case_tpr(0.0, 0.0, 0.01) == pytest.approx(0.01)
-    assert worst_case_tpr(math.log(2), 0.0, 0.01) == pytest.approx(0.02)
-    assert worst_case_tpr(10.0, 0.0, 0.01) == pytest.approx(1 - math.exp(-10) * 0.99)
-    assert worst_case_tpr(math.inf, 1e-5, 0.01) == 1.0
+def test_by_the_renyi_accountant_where_it_is_asked_for_or_needed():
+    rdp = acc.break_down([GRADIENTS, MEAN], 1e-5, accountant="rdp")
+    assert rdp.accountant == "rdp"
+    assert rdp.lower == 0
+    assert rdp.epsilon == acc.RdpAccountant().compose(GRADIENTS.event, 4000).compose(MEAN.event).get_epsilon(1e-5)
+    needed = acc.break_down([GRADIENTS, Charge("tuning", acc.ZCDpEvent(0.01), 1)], 1e-5)
+    assert needed.accountant == "rdp"
+
+
+def test_shares_where_the_renyi_accountant_has_no_bound():
+    sampled = [Charge("a", acc.dpsgd_event(1.0, 0.01, 1), 300), Charge("b", acc.dpsgd_event(1.0, 0.01, 1), 100)]
+    result = acc.break_down(sampled, 1e-5, neighbouring_relation="replace_one")
+    assert [c.share for c in result.components] == pytest.approx([0.75, 0.25])
 
 
 @given(st.floats(1e-12, 1e12))

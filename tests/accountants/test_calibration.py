@@ -17,7 +17,7 @@ from accountants.calibration import largest_count
 )
 def test_reported_epsilon_lies_just_below_the_target(epsilon, delta, q, steps):
     sigma = acc.calibrate_noise_multiplier(epsilon=epsilon, delta=delta, sampling_probability=q, steps=steps)
-    reported = acc.RdpAccountant().compose(acc.dpsgd_event(sigma, q, steps)).get_epsilon(delta)
+    reported = acc.PldAccountant().compose(acc.dpsgd_event(sigma, q, steps)).get_epsilon(delta)
     at_the_least_noise = sigma == pytest.approx(1e-3)
     assert reported <= epsilon
     assert reported >= 0.995 * epsilon or at_the_least_noise

@@ -28,8 +28,14 @@ def ledger(tmp_path):
 def test_epsilon(capsys):
     code, result = run_json(capsys, "epsilon", "--noise_multiplier", "1.1", *SAMPLED)
     assert code == 0
-    assert result["epsilon"] == acc.RdpAccountant().compose(acc.dpsgd_event(1.1, 0.01, 1000)).get_epsilon(1e-5)
-    assert (result["delta"], result["accountant"], result["lower"]) == (1e-5, "rdp", None)
+    interval = acc.PldAccountant().compose(acc.dpsgd_event(1.1, 0.01, 1000)).epsilon_interval(1e-5)
+    assert (result["lower"], result["epsilon"]) == (interval.lower, interval.upper)
+    assert (result["delta"], result["accountant"]) == (1e-5, "pld")
+    _, rdp = run_json(capsys, "epsilon", "--noise_multiplier", "1.1", *SAMPLED, "--accountant", "rdp")
+    assert (rdp["accountant"], rdp["lower"]) == ("rdp", 0)
+    assert rdp["epsilon"] > result["epsilon"]
+    _, narrow = run_json(capsys, "epsilon", "--noise_multiplier", "1.1", *SAMPLED, "--rtol", "1e-5")
+    assert narrow["epsilon"] - narrow["lower"] <= 1e-5 * narrow["epsilon"]
 
 
 def test_no_noise_is_infinite_and_still_json(capsys):
@@ -41,7 +47,31 @@ def test_calibrate(capsys):
     code, result = run_json(capsys, "calibrate", "--epsilon", "2", *SAMPLED)
     assert code == 0
     assert 0.995 * 2 <= result["epsilon"] <= 2
-    assert result["accountant"] == "rdp"
+    assert result["accountant"] == "pld"
+    found = ["--noise_multiplier", str(result["noise_multiplier"]), "--sampling_probability", "0.01"]
+    code, result = run_json(capsys, "calibrate", "--epsilon", "2", "--delta", "1e-5", *found)
+    assert result["steps"] == pytest.approx(1000, rel=2e-3)
+    code, result = run_json(capsys, "calibrate", "--advantage", "0.1", *SAMPLED[:4])
+    assert 0.0995 <= result["advantage"] <= 0.1
+    code, result = run_json(capsys, "calibrate", "--tpr", "0.05", "--fpr", "0.01", *SAMPLED[:4])
+    assert 0.995 * 0.05 <= result["tpr"] <= 0.05
+
+
+def test_profile_and_tradeoff(capsys):
+    arguments = ["--noise_multiplier", "1.1", *SAMPLED[:4]]
+    _, result = run_json(capsys, "profile", *arguments, "--epsilon", "0", "1", "2")
+    accountant = acc.PldAccountant().compose(acc.dpsgd_event(1.1, 0.01, 1000))
+    for row in result["profile"]:
+        exact = accountant.delta_interval(row["epsilon"])
+        assert row["lower"] <= exact.upper
+        assert row["delta"] >= exact.lower
+    assert result["advantage"] == accountant.get_delta(0.0)
+    _, result = run_json(capsys, "tradeoff", *arguments, "--fpr", "0.01", "0.1")
+    assert [row["fpr"] for row in result["tradeoff"]] == [0.01, 0.1]
+    assert 0.01 < result["tradeoff"][0]["tpr"] < 0.05
+    assert main(["profile", *arguments, "--points", "3"]) == 0
+    assert main(["tradeoff", *arguments]) == 0
+    assert "FPR" in capsys.readouterr().out
 
 
 def test_report(capsys, ledger):
@@ -76,7 +106,15 @@ def test_verify(capsys, ledger):
         (["epsilon", "--noise_multiplier", "nan", *SAMPLED], 2, "noise_multiplier"),
         (["epsilon", "--noise_multiplier", "1", *SAMPLED[:4], "--delta", "2"], 2, "delta"),
         (["calibrate", "--epsilon", "0", *SAMPLED], 2, "epsilon"),
-        (["epsilon", "--noise_multiplier", "1", "--neighbouring_relation", "replace_one", *SAMPLED], 2, "replace_one"),
+        (
+            ["epsilon", "--noise_multiplier", "1", "--neighbouring_relation", "replace_one", "--accountant", "rdp", *SAMPLED],
+            2,
+            "replace_one",
+        ),
+        (["epsilon", "--noise_multiplier", "1", *SAMPLED, "--rtol", "0"], 2, "rtol"),
+        (["epsilon", "--noise_multiplier", "1", *SAMPLED, "--conversion", "classic", "--accountant", "pld"], 2, "rdp"),
+        (["calibrate", *SAMPLED], 2, "target"),
+        (["calibrate", "--epsilon", "1", "--delta", "1e-5", "--steps", "10"], 2, "noise_multiplier"),
         (["report", "no/such/file"], 2, "no/such/file"),
         (["report", "privacy.json"], 2, "verify"),
         (["verify", "no/such/file"], 2, "no/such/file"),

@@ -270,7 +270,7 @@ class TestBudget:
         with acc.Ledger(path) as ledger:
             acc.Budget(ledger, delta=1e-5).charge("a", STEP, 500)
         with acc.Ledger(path) as ledger:
-            spent = acc.RdpAccountant().compose(STEP, 500).get_epsilon(1e-5)
+            spent = acc.PldAccountant().compose(STEP, 500).get_epsilon(1e-5)
             assert acc.Budget(ledger, delta=1e-5).epsilon == pytest.approx(spent)
 
     def test_sees_what_others_charge_to_the_same_ledger(self, tmp_path):
@@ -287,8 +287,21 @@ class TestBudget:
     def test_an_unaccountable_event_is_not_recorded(self, tmp_path):
         with acc.Ledger(tmp_path / "l", neighbouring_relation="replace_one") as ledger:
             with pytest.raises(acc.UnsupportedEventError):
-                acc.Budget(ledger, delta=1e-5).charge("a", STEP)
+                acc.Budget(ledger, delta=1e-5).charge("a", acc.MixtureOfGaussiansDpEvent(1.0, (0.0, 1.0), (0.5, 0.5)))
             assert ledger.contents.charges == ()
+
+    def test_a_plan_that_fits_is_not_stopped_on_its_way(self, tmp_path):
+        """Bounds at fewer steps may exceed those at more by the last digits."""
+        sigma = acc.calibrate_noise_multiplier(epsilon=1.0, delta=1e-5, sampling_probability=0.01, steps=2000)
+        step = acc.dpsgd_event(sigma, 0.01, 1)
+        with acc.Ledger(tmp_path / "l") as ledger:
+            budget = acc.Budget(ledger, delta=1e-5, epsilon_ceiling=1.0)
+            assert budget.affordable(step, 2000) == 2000
+            for _ in range(400):
+                budget.charge("a", step, 5)
+                assert budget.epsilon <= 1.0
+            with pytest.raises(acc.BudgetExceededError):
+                budget.charge("a", step, 20)
 
     def test_non_private_is_infinite(self, tmp_path):
         with acc.Ledger(tmp_path / "l") as ledger:

@@ -11,7 +11,7 @@ import optax
 import pytest
 from scipy import stats
 
-from accountants import NonPrivateDpEvent, RdpAccountant
+from accountants import NonPrivateDpEvent, PldAccountant
 from marauder_dp import DpSgd, DpSgdPlan, Keys, PlanError, clipped_grad, default_delta, non_private_plan, plan_dpsgd
 from marauder_dp.dpsgd import choose_micro_batch
 from tests.marauder_dp.conftest import tree_norm
@@ -173,7 +173,7 @@ class TestPlan:
         assert plan.event.event.noise_multiplier == plan.noise_multiplier
         assert plan.noise_stddev == plan.noise_multiplier * 0.5
         assert 0.995 * 2 <= plan.epsilon() <= 2
-        assert plan.epsilon() == RdpAccountant().compose(plan.event, 200).get_epsilon(plan.delta)
+        assert plan.epsilon() == PldAccountant().compose(plan.event, 200).get_epsilon(plan.delta)
         assert plan.delta == 1e-4
 
     def test_non_private_is_infinite(self):
@@ -182,13 +182,21 @@ class TestPlan:
         assert plan.epsilon() == math.inf
         assert plan.noise_stddev == 0
 
-    def test_replacing_works_for_full_batches_and_is_refused_for_samples(self):
+    def test_the_certified_accountant_asks_for_less_noise_than_the_renyi_one(self):
+        plan = plan_dpsgd(num_examples=1000, batch_size=50, steps=200, clip_norm=0.5, epsilon=2.0)
+        bound = plan.epsilon_bound()
+        assert bound.accountant == "pld"
+        assert 0.998 * bound.epsilon <= bound.lower <= bound.epsilon
+        assert plan.rdp_noise_multiplier() > 1.05 * plan.noise_multiplier
+
+    def test_replacing_costs_twice_the_sensitivity(self):
         arguments = {"num_examples": 100, "steps": 5, "clip_norm": 1.0, "neighbouring_relation": "replace_one"}
         full = plan_dpsgd(batch_size=100, noise_multiplier=8.0, **arguments)
         added = plan_dpsgd(batch_size=100, noise_multiplier=4.0, **arguments | {"neighbouring_relation": "zero_out"})
         assert full.epsilon() == pytest.approx(added.epsilon())
-        with pytest.raises(PlanError, match="replace_one"):
-            plan_dpsgd(batch_size=10, noise_multiplier=8.0, **arguments)
+        sampled = plan_dpsgd(batch_size=10, noise_multiplier=8.0, **arguments)
+        removed = plan_dpsgd(batch_size=10, noise_multiplier=8.0, **arguments | {"neighbouring_relation": "zero_out"})
+        assert removed.epsilon() < sampled.epsilon() < full.epsilon()
 
     @pytest.mark.parametrize(("n", "delta"), [(1, 0.1), (10, 1e-2), (11, 1e-3), (1437, 1e-5), (10_000, 1e-5), (60_000, 1e-6)])
     def test_default_delta_is_the_largest_power_of_ten_up_to_a_tenth_of_one_in_n(self, n, delta):

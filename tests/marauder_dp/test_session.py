@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from accountants import Ledger, LedgerError, NoOpDpEvent, RdpAccountant, read_ledger, report
+from accountants import Ledger, LedgerError, NoOpDpEvent, PldAccountant, read_ledger, report
 from marauder_dp import Dataset, DpSgd, IntegrityError, MarauderError, PlanError, plan_dpsgd, preflight, secrets, session
 from marauder_dp.checkpoints import Checkpoints
 from marauder_dp.facts import public_header
@@ -65,7 +65,7 @@ def test_leaves_the_record_behind(job, tmp_path):
     assert result.test_accuracy > 0.6
     ledger = read_ledger(tmp_path / "ledger.jsonl")
     assert ledger.count(GRADIENTS) == result.steps == 40  # one event an update
-    expected = RdpAccountant().compose(job.sgd.plan.event, 40).get_epsilon(job.sgd.plan.delta)
+    expected = PldAccountant().compose(job.sgd.plan.event, 40).get_epsilon(job.sgd.plan.delta)
     document = json.loads((tmp_path / "privacy.json").read_text())
     assert document["epsilon"] == result.breakdown.epsilon == pytest.approx(expected, rel=1e-12)
     assert report.verify(tmp_path / "privacy.json", result.head)["ok"]
