@@ -35,6 +35,7 @@ _WEIGHT_ERROR = 1e-14
 _OUTSIDE = 1e-12  # η: tilted mass that may lie outside the window
 _LARGE = 600.0  # largest exponent
 _CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
+_GIVEN_UP = 4.0  # in log δ, of what the best tilt would give
 _COARSE = 256  # points with which the tilt and the window are searched
 
 
@@ -142,6 +143,7 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
     return Lattice(
         origin=np.array([origin]),
         step=step,
+        index=np.arange(len(mass)),
         mass=mass[None],
         infinite=np.array([c.infinite]),
         log_scale=c.log_scale - c.tilt * centre,
@@ -209,6 +211,13 @@ def _tails(c: Composition, centre: float) -> _Tails:
     return _Tails(np.append(a * (1 + 2 * c.sign * n * _UNIT), 0.0), np.append(b, 0.0))
 
 
+class Tilt(NamedTuple):
+    """θ at which a bound is least, and the one to compute with."""
+
+    best: float
+    used: float
+
+
 class Cumulants:
     """K(θ) = Σ T log Σ p e^{θy} of batches of measures, with its derivatives."""
 
@@ -254,13 +263,23 @@ class Cumulants:
             total += np.array([counts @ term for term in terms])
         return tuple(total.tolist())
 
-    def tilt_for_delta(self, delta_: float) -> float:
-        """θ that is best for ε at δ: least (K(θ) − log δ + θ log θ − (θ+1) log(θ+1))/θ, Canonne, Kamath, Steinke 2020."""
-        return _minimise(lambda t: (self.value(t) - math.log(delta_) + _conversion(t)) / t)
+    def tilted(self, tilt: float) -> list[tuple[Array, Array]]:
+        """Tilted masses of each batch, normalised (k, n), and where they are."""
+        result = []
+        for logs, losses, _ in self._parts:
+            exponent = logs + tilt * losses
+            with np.errstate(under="ignore"):
+                weight = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+            result.append((weight / weight.sum(axis=1, keepdims=True), losses))
+        return result
 
-    def tilt_for_epsilon(self, epsilon_: float) -> float:
+    def tilt_for_delta(self, delta_: float) -> Tilt:
+        """θ that is best for ε at δ: least (K(θ) − log δ + θ log θ − (θ+1) log(θ+1))/θ, Canonne, Kamath, Steinke 2020."""
+        return _least(lambda t: (self.value(t) - math.log(delta_) + _conversion(t)) / t, lambda t: t)
+
+    def tilt_for_epsilon(self, epsilon_: float) -> Tilt:
         """θ that is best for δ at ε: least K(θ) − θε + θ log θ − (θ+1) log(θ+1)."""
-        return _minimise(lambda t: self.value(t) - t * epsilon_ + _conversion(t))
+        return _least(lambda t: self.value(t) - t * epsilon_ + _conversion(t), lambda _: 1.0)
 
     def epsilon(self, tilt: float, delta_: float) -> float:
         """ε at δ that follows from K(θ) alone."""
@@ -282,10 +301,11 @@ def _block_starts(size: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([even, near - 1, size - near]))
 
 
-def _minimise(f: Callable[[float], float]) -> float:
-    """About the least θ in [1e-3, 1e8] at which a function that is unimodal in log θ is nearly least. Any θ gives a valid bound.
+def _least(f: Callable[[float], float], weight: Callable[[float], float]) -> Tilt:
+    """About the θ in [1e-3, 1e8] at which a function that is unimodal in log θ is least, and the least θ where it nearly is.
 
-    Nearly: where the loss is bounded the function may fall for ever, and a large θ would only ask for a fine lattice.
+    Any θ gives a valid bound. Nearly: `weight(θ)` times the difference, which is lost in log δ, may be up to _GIVEN_UP. Where the loss has a heavy tail or is
+    bounded, the very best θ lies far out, where the tilted mass is spread widely or asks for a fine lattice.
     """
     seen: dict[float, float] = {}
     grid = np.linspace(math.log(1e-3), math.log(1e8), 16)
@@ -295,8 +315,8 @@ def _minimise(f: Callable[[float], float]) -> float:
         below = max((t for t in seen if t < best), default=best)
         above = min((t for t in seen if t > best), default=best)
         grid = np.linspace(below, above, points)
-    good = seen[best] + 1e-3 * abs(seen[best])
-    return math.exp(min(t for t in seen if seen[t] <= good))
+    used = min(t for t in seen if (seen[t] - seen[best]) * weight(math.exp(t)) <= _GIVEN_UP)
+    return Tilt(math.exp(best), math.exp(used))
 
 
 def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants | None = None) -> tuple[float, float]:
@@ -323,8 +343,7 @@ def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants |
 
 def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Array, NDArray[np.int64]]:
     """Normalised tilted weights (k, length), wrapped so that each row's mean is at index 0, and where that mean was."""
-    mass, n = lattice.mass[rows], lattice.mass.shape[1]
-    index = np.arange(n)
+    mass, index = lattice.mass[rows], lattice.index
     with np.errstate(divide="ignore", under="ignore"):
         logs = np.log(mass) + tilt * lattice.step * index
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))

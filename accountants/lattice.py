@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from accountants.pairs import Cells, Pair
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 _CUT = 0.25  # an end of `lower` holds at least this part of the mass of the cells beside it
 _REACHES = 16
@@ -36,11 +37,12 @@ _REACHES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Lattice:
-    """A batch of k measures on the losses origin + i · step.
+    """A batch of k measures on the losses origin + index · step.
 
     Attributes:
       origin: (k,).
       step: of the lattice, the same for the whole batch.
+      index: the lattice points that are used, (n,), ascending.
       mass: (k, n), non-negative, in units of e^log_scale.
       infinite: mass at infinite loss, (k,).
       log_scale: 0 but for measures that are compositions themselves.
@@ -49,6 +51,7 @@ class Lattice:
 
     origin: Array
     step: float
+    index: Index
     mass: Array
     infinite: Array
     log_scale: float = 0.0
@@ -57,7 +60,7 @@ class Lattice:
     @property
     def losses(self) -> Array:
         """(k, n)."""
-        return self.origin[:, None] + self.step * np.arange(self.mass.shape[1])
+        return self.origin[:, None] + self.step * self.index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,24 @@ class Sandwich:
     upper: Lattice
 
 
-def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array) -> Sandwich:
+@dataclasses.dataclass(frozen=True)
+class Fineness:
+    """Where a lattice may be thinned out: beyond the i-th of these losses only every 2^(i+1)-th point is used.
+
+    Attributes:
+      low: losses downwards, (k, levels), descending along the last axis.
+      high: losses upwards, (k, levels), ascending.
+      largest: most that lattice points may lie apart.
+    """
+
+    low: Array
+    high: Array
+    largest: float
+
+
+def sandwich(
+    pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fineness: Fineness | None = None
+) -> Sandwich:
     """Discretises a batch of pairs.
 
     Args:
@@ -76,31 +96,35 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array) -> S
       step: distance of lattice points, > 0.
       low_tail: P-mass of the lowest losses that may be moved (up in `upper`, away in `lower`). (k, 1).
       high_tail: P-mass of the highest losses that `upper` may count as infinite and `lower` leave out. (k, 1).
+      fineness: where not every lattice point is needed.
     """
     atoms = pair.atoms()
     if atoms is not None:
         return _atoms_on_lattice(*atoms, step)
-    grid = _lay(pair, step, low_tail, high_tail)
-    points = grid.origin + step * np.arange(grid.count + 1)
-    inner = points[:, :-1] + step / 2
+    grid = _lay(pair, step, low_tail, high_tail, fineness)
+    points = grid.origin + step * grid.index
+    width = step * np.diff(grid.index)
+    inner = points[:, :-1] + width / 2
     rows = np.arange(len(points))
     # A merged end reaches up to (down to) its own edge, not to the middle of a cell.
     merged = grid.bottom >= 0
     inner[rows[merged], grid.low_cell[merged]] = grid.inner_low[merged]
     merged = grid.top >= 0
     inner[rows[merged], grid.high_cell[merged]] = grid.inner_high[merged]
-    edges = np.empty((len(points), 2 * grid.count + 1))
+    edges = np.empty((len(points), 2 * len(width) + 1))
     edges[:, 0::2], edges[:, 1::2] = points, inner
     cells = pair.cells(edges)
     first = Cells(*(part[:, 1:-1:2] for part in cells))  # from a lattice point to the inner point
     second = Cells(*(part[:, 2:-1:2] for part in cells))
     below, above = cells.p[:, 0], cells.p[:, -1]
     inner = inner - points[:, :-1]
-    upper_mass = _upper(first, second, inner, step)
+    upper_mass = _upper(first, second, inner, width)
     upper_mass[:, 0] += below
-    lower_mass = _lower(first, second, inner, step, below, above, grid)
-    origin = grid.origin[:, 0]
-    return Sandwich(Lattice(origin, step, lower_mass, np.zeros_like(above)), Lattice(origin, step, upper_mass, above))
+    lower_mass = _lower(first, second, inner, below, above, grid)
+    origin, index = grid.origin[:, 0], grid.index
+    return Sandwich(
+        Lattice(origin, step, index, lower_mass, np.zeros_like(above)), Lattice(origin, step, index, upper_mass, above)
+    )
 
 
 def _atoms_on_lattice(losses: Array, mass: Array, step: float) -> Sandwich:
@@ -108,13 +132,13 @@ def _atoms_on_lattice(losses: Array, mass: Array, step: float) -> Sandwich:
     position = (losses - losses[0]) / step
     nearest = np.round(position)
     if (np.abs(position - nearest) * step <= 1e-13 * np.maximum(np.abs(losses), abs(losses[0]))).all():
-        exact = np.bincount(nearest.astype(np.int64), mass)
-        lattice = Lattice(losses[:1].copy(), step, exact[None], np.zeros(1))
+        index = np.round(position).astype(np.int64)
+        lattice = Lattice(losses[:1].copy(), step, index, mass[None], np.zeros(1))
         return Sandwich(lattice, lattice)
     both = []
     for sign in (-1, 1):
         origin, moved = regrid(losses, mass, step, sign=sign)
-        both.append(Lattice(np.array([origin]), step, moved[None], np.zeros(1)))
+        both.append(Lattice(np.array([origin]), step, np.arange(len(moved)), moved[None], np.zeros(1)))
     return Sandwich(*both)
 
 
@@ -123,44 +147,44 @@ class _Grid:
     """How a lattice is laid over a batch of k pairs.
 
     Attributes:
-      origin: lowest lattice point, (k, 1).
-      count: number of cells; lattice points are 0 … count.
-      bottom: the lattice point into which `lower` merges the lowest losses, (k,); −1 for none.
+      origin: loss of lattice point 0, (k, 1).
+      step: of the lattice.
+      index: the lattice points that are used, (n,). Cells lie between them.
+      bottom: the position in `index` of the point into which `lower` merges the lowest losses, (k,); −1 for none.
       inner_low: up to where, (k,).
       top, inner_high: likewise for the highest losses.
     """
 
     origin: Array
     step: float
-    count: int
-    bottom: NDArray[np.int64]
+    index: Index
+    bottom: Index
     inner_low: Array
-    top: NDArray[np.int64]
+    top: Index
     inner_high: Array
 
     @property
-    def low_cell(self) -> NDArray[np.int64]:
+    def low_cell(self) -> Index:
         """The cell in which `inner_low` lies."""
         return self._cell(self.inner_low, 1e-9)
 
     @property
-    def high_cell(self) -> NDArray[np.int64]:
+    def high_cell(self) -> Index:
         """The cell in which `inner_high` lies."""
         return self._cell(self.inner_high, -1e-9)
 
-    def _cell(self, loss: Array, nudge: float) -> NDArray[np.int64]:
+    def _cell(self, loss: Array, nudge: float) -> Index:
         position = (loss - self.origin[:, 0]) / self.step + nudge
-        return np.clip(np.floor(position), 0, self.count - 1).astype(np.int64)
+        return np.clip(np.searchsorted(self.index, position, side="right") - 1, 0, len(self.index) - 2)
 
 
-def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array) -> _Grid:
+def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: Fineness | None) -> _Grid:
     """Lays lattice points so that the barycentre of the heavier end (of both ends, if both are atoms) is one of them."""
     low, high = (edge[:, 0] for edge in pair.quantiles(low_tail, high_tail))
+    none = np.full(len(low), -1)
     if pair.atom_at_zero():
-        below = np.ceil(np.maximum(-low, 0.0) / step) + 1
-        count = int(np.max(below + np.ceil(high / step))) + 1
-        unknown = np.full(len(low), -1)
-        return _Grid(-step * below[:, None], step, count, unknown, low, unknown, high)
+        below, above = (int(np.ceil(np.max(np.maximum(x, 0.0)) / step)) + 1 for x in (-low, high))
+        return _Grid(np.full((len(low), 1), -step * below), step, np.arange(below + above + 1), none, low, none, high)
     atoms = pair.spacing() is not None
     if atoms:
         inner_low, inner_high = low + 1e-7 * step, high - 1e-7 * step
@@ -177,21 +201,47 @@ def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array) -> _Grid:
     bottom_known = np.isfinite(bottom) & (bottom <= inner_low)
     top_known = np.isfinite(top) & (top >= inner_high)
     bottom, top = np.where(bottom_known, bottom, low), np.where(top_known, top, high)
+    anchor = np.where(at_bottom, bottom, top)
+    below = int(np.ceil(np.max(np.maximum(anchor - low, 0.0)) / step - 1e-9)) + 1
+    above = int(np.ceil(np.max(np.maximum(high, inner_high) - anchor) / step - 1e-9)) + 1
+    index = _thinned(anchor, step, below, above, None if atoms else fineness)
+    position = int(np.searchsorted(index, below))
     # With atoms at both ends `step` divides their distance; a hair less at the bottom is a lower bound still.
-    length = np.maximum(top - low, 0.0) / step
-    length = (np.round(length) if atoms else np.ceil(length)).astype(np.int64) + 1
-    origin = np.where(at_bottom, bottom - step * (np.ceil((bottom - low) / step) + 1), top - length * step)
-    none = np.full_like(length, -1)
-    anchored = np.round((bottom - origin) / step).astype(np.int64)
+    lowest = position - np.round((top - low) / step).astype(np.int64) if atoms else none
     return _Grid(
-        origin=origin[:, None],
+        origin=(anchor - below * step)[:, None],
         step=step,
-        count=max(int(np.ceil(np.max((np.maximum(high, inner_high) - origin) / step - 1e-9))), int(length.max())) + 1,
-        bottom=np.where(at_bottom & bottom_known, anchored, 1 if atoms else none),
+        index=index,
+        bottom=np.where(at_bottom & bottom_known, position, lowest),
         inner_low=inner_low,
-        top=np.where(~at_bottom & top_known, length, none),
+        top=np.where(~at_bottom & top_known, position, none),
         inner_high=inner_high,
     )
+
+
+def _thinned(anchor: Array, step: float, below: int, above: int, fineness: Fineness | None) -> Index:
+    """The lattice points used from 0 to `below` + `above` and a little beyond, the anchor at `below` among them."""
+    if fineness is None:
+        return np.arange(below + above + 1)
+    most = 2 ** int(max(np.log2(max(fineness.largest / step, 1.0)), 0))
+    up = _outwards(np.max(fineness.high - anchor[:, None], axis=0) / step, above, most)
+    down = _outwards(np.max(anchor[:, None] - fineness.low, axis=0) / step, below, most)
+    # Whole multiples beyond the lower end would be negative points: the last one is put at 0.
+    down = down[down < below]
+    return np.concatenate([[0], below - down[::-1], [below], below + up]).astype(np.int64)
+
+
+def _outwards(levels: Array, limit: int, most: int) -> Index:
+    """1, 2, 3, … as far as the first of `levels`, then every second up to the next one, and so on, to `limit` or just past it."""
+    parts, start, stride = [], 0, 1
+    for level in [*np.maximum(levels, _REACHES + 4).tolist(), np.inf]:
+        stop = min(level, limit)
+        if stop > start:
+            count = int(np.ceil((stop - start) / stride))
+            parts.append(start + stride * np.arange(1, count + 1))
+            start += stride * count
+        stride = min(2 * stride, most)
+    return np.concatenate(parts) if parts else np.arange(0)
 
 
 def _reach(pair: Pair, end: Array, step: float, side: int) -> Array:
@@ -232,10 +282,10 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     low = inside <= step / 2
     first, second, inner = part(low, 0.0), part(~low, step / 2), np.full((1, count), step / 2)
     if sign > 0:
-        return origin, _upper(first, second, inner, step)[0]
+        return origin, _upper(first, second, inner, np.full(count, step))[0]
     nothing, unknown = np.zeros(1), np.array([-1])
-    grid = _Grid(nothing[:, None], step, count, unknown, nothing, unknown, nothing)
-    return origin, _lower(first, second, inner, step, nothing, nothing, grid)[0]
+    grid = _Grid(nothing[:, None], step, np.arange(count + 1), unknown, nothing, unknown, nothing)
+    return origin, _lower(first, second, inner, nothing, nothing, grid)[0]
 
 
 def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array:
@@ -256,10 +306,10 @@ def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array
     return np.bincount(index, mass)
 
 
-def _upper(first: Cells, second: Cells, inner: Array, step: float) -> Array:
+def _upper(first: Cells, second: Cells, inner: Array, width: Array) -> Array:
     """Masses at the count + 1 lattice points; `first` and `second` are the two parts of each of the count cells."""
     p, excess, error = _joined(first, second, inner)
-    up = np.minimum((excess + error) * (1 + 1e-14) / -np.expm1(-step), p)
+    up = np.minimum((excess + error) * (1 + 1e-14) / -np.expm1(-width), p)
     mass = np.zeros((p.shape[0], p.shape[1] + 1))
     mass[:, :-1] = p - up
     mass[:, 1:] += up
@@ -272,10 +322,10 @@ def _joined(first: Cells, second: Cells, inner: Array) -> tuple[Array, Array, Ar
     return first.p + second.p, excess, first.error + second.error + 1e-16 * second.p
 
 
-def _lower(first: Cells, second: Cells, inner: Array, step: float, below: Array, above: Array, grid: _Grid) -> Array:
+def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array, grid: _Grid) -> Array:
     """Masses at the count + 1 lattice points."""
     k, count = first.p.shape
-    rows, index = np.arange(k), np.arange(count + 1)
+    rows, index = np.arange(k), np.arange(count + 1)  # positions in grid.index
     p1, p2 = first.p.copy(), second.p.copy()
     e1 = np.maximum(first.excess - first.error, 0.0)
     e2 = np.maximum(second.excess - second.error, 0.0)
@@ -300,11 +350,12 @@ def _lower(first: Cells, second: Cells, inner: Array, step: float, below: Array,
         atoms[row, last] += p[row, last:].sum() + above[row]
         end[row] = last
         p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
-    w = np.expm1(step)
+    losses = grid.step * grid.index
+    w = np.expm1(np.diff(losses))
     shrink = np.exp(-inner)
     p, excess = p1 + p2, e1 + p2 - shrink * (p2 - e2)
     excess = np.clip(excess, 0.0, p * (w / (1 + w)))
-    sag = _sag(p1, e1, p2, e2, excess, inner, step)
+    sag = _sag(p1, e1, p2, e2, excess, inner, w)
     drop = np.zeros((k, count + 1))
     drop[:, :-1] = sag
     drop[:, 1:] = np.maximum(drop[:, 1:], sag)
@@ -327,17 +378,16 @@ def _lower(first: Cells, second: Cells, inner: Array, step: float, below: Array,
     mass[:, :-1] -= slope / w
     mass[:, 1:] += slope * ((1 + w) / w)
     for row in np.flatnonzero((mass < 0).any(axis=1)):
-        mass[row] = _convex(mass[row], step, int(start[row]), int(end[row]))
+        mass[row] = _convex(mass[row], losses, int(start[row]), int(end[row]))
     return mass
 
 
-def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array, step: float) -> Array:
+def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array, w: Array) -> Array:
     """How far each chord may lie above the curve: at most this.
 
     In units in which the cell is γ ∈ [1, 1 + w], the chord falls from `excess` to 0. Tangents at 1, at the inner point and at
     1 + w meet at the barycentres of the two parts, and there a convex curve above its tangents is furthest from the chord.
     """
-    w = np.expm1(step)
     q1 = p1 - e1
     growth = np.exp(inner)
     q2 = (p2 - e2) / growth  # e2 is relative to the inner point, everything here to the cell's lower end
@@ -350,7 +400,7 @@ def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array
     return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
 
 
-def _convex(mass: Array, step: float, start: int, end: int) -> Array:
+def _convex(mass: Array, losses: Array, start: int, end: int) -> Array:
     """The greatest convex minorant of a polygon given by its masses (kinks), on the vertices start … end.
 
     Leaving out a vertex with negative mass joins its neighbours by a chord, which lowers the curve; its mass is shared
@@ -369,14 +419,14 @@ def _convex(mass: Array, step: float, start: int, end: int) -> Array:
         a, b = before[i], after[i]
         if i <= start or a < start or b > end:
             if i >= end or b > end:
-                return _cut(np.array(values), step, start, end)
+                return _cut(np.array(values), losses, start, end)
             # At the lower end: mass is taken from the next point, which is to the right and so worth more.
             values[b] += m
             values[i] = 0.0
             if values[b] < 0:
                 stack.append(b)
             continue
-        share = np.expm1(-(i - a) * step) / np.expm1(-(b - a) * step)
+        share = np.expm1(losses[a] - losses[i]) / np.expm1(losses[a] - losses[b])
         values[i] = 0.0
         values[a] += m * (1 - share)
         values[b] += m * share
@@ -388,16 +438,16 @@ def _convex(mass: Array, step: float, start: int, end: int) -> Array:
     return np.array(values)
 
 
-def _cut(mass: Array, step: float, start: int, end: int) -> Array:
+def _cut(mass: Array, losses: Array, start: int, end: int) -> Array:
     """Lets the polygon reach zero at an earlier vertex, where it ended in a negative mass."""
     for j in range(end, max(start, end - 200), -1):
         tail = mass[j - 1 : end + 1]
-        worth = -np.expm1(-step * np.arange(len(tail)))  # to δ at vertex j − 1
+        worth = -np.expm1(losses[j - 1] - losses[j - 1 : end + 1])  # to δ at vertex j − 1
         value, total = float(tail @ worth), float(tail.sum())
-        value_at_j = float(tail[1:] @ worth[:-1])
-        last = value / -np.expm1(-step)
+        value_at_j = float(tail[1:] @ -np.expm1(losses[j] - losses[j : end + 1]))
+        last = value / worth[1]
         if value_at_j >= 0 and 0 <= last <= total:
             result = mass.copy()
             result[j - 1], result[j], result[j + 1 :] = total - last, last, 0.0
-            return _convex(result, step, start, j)
+            return _convex(result, losses, start, j)
     return np.zeros_like(mass)

@@ -14,14 +14,14 @@ What comes out is measured, not trusted: where the interval is wider than asked 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
-from accountants.convolution import Composition, Cumulants
+from accountants.convolution import Composition, Cumulants, Tilt
 from accountants.domains import non_negative, open_unit, whole
 from accountants.errors import AccountingError, InvalidEventError
 from accountants.events import (
@@ -31,7 +31,7 @@ from accountants.events import (
     as_relation,
 )
 from accountants.interval import Interval
-from accountants.lattice import Lattice, sandwich
+from accountants.lattice import Fineness, Lattice, sandwich
 from accountants.mechanisms import Direction, Mechanism, directions, leaves
 from accountants.pairs import Pair
 
@@ -41,10 +41,12 @@ DEFAULT_RTOL = 1e-3
 MIN_RTOL = 1e-6
 
 _ROUNDS = 6
-_SAFETY = 0.95  # of the step that should just do
+_SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS = 2**21  # of one mechanism's lattice
 _MAX_POINTS = 2**25  # of one transform, before it is split in two stages
+_THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
+_LEVELS = 12
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
@@ -229,7 +231,7 @@ class _EpsilonQuestion:
     def __init__(self, delta: float):
         self._delta = delta
 
-    def tilt(self, rough: Cumulants) -> float:
+    def tilt(self, rough: Cumulants) -> Tilt:
         return rough.tilt_for_delta(self._delta)
 
     def guess(self, rough: Cumulants, tilt: float) -> float:
@@ -261,7 +263,7 @@ class _DeltaQuestion:
     def __init__(self, epsilon: float):
         self._epsilon = epsilon
 
-    def tilt(self, rough: Cumulants) -> float:
+    def tilt(self, rough: Cumulants) -> Tilt:
         return rough.tilt_for_epsilon(self._epsilon)
 
     def guess(self, rough: Cumulants, tilt: float) -> float:
@@ -294,18 +296,20 @@ class _Search:
         self._groups = _grouped(direction)
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         rough, widest = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
-        self._tilt = min(question.tilt(rough), _MAX_EXPONENT / widest)
-        self.guess = question.guess(rough, self._tilt)
+        tilt = question.tilt(rough)
+        self._tilt, self._best_tilt = (min(t, _MAX_EXPONENT / widest) for t in (tilt.used, tilt.best))
+        self.guess = question.guess(rough, self._best_tilt)
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
         low, high = convolution.window(rough, self._tilt)
         self._rough, self._span = rough, high - low
+        self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
         self._floor = max(self._span / _MAX_POINTS, widest / _MAX_CELLS)
         self._range = widest
         self._measured: tuple[float, float] | None = None
 
     def run(self, unless_below: float) -> Interval:
         """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
-        question, tilt = self._question, self._tilt
+        question, tilt = self._question, self._best_tilt
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
         step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
@@ -337,9 +341,10 @@ class _Search:
         step, own = _steps(self._groups, step)
         sandwiches = []
         tail = max(self._question.tail(self.guess) / self._total, 1e-300)
-        for (pair, counts), own_step in zip(self._groups, own, strict=True):
+        for (pair, counts), own_step, fineness in zip(self._groups, own, self._fineness, strict=True):
             low = np.full((len(counts), 1), _LOW_TAIL / self._total)
-            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=np.full_like(low, tail)))
+            high = np.full_like(low, tail)
+            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fineness))
         compositions = []
         for sign in (-1, 1):
             parts = []
@@ -375,6 +380,24 @@ class _Search:
 
     def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
         return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
+
+
+def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
+    """Where a lattice may be thinned out: where so little tilted mass lies that coarser cells add little to the variance.
+
+    Args:
+      weights: tilted mass, (k, n), each row sums to 1.
+      losses: where it is, (k, n), ascending.
+      tilt: θ.
+    """
+    allowed = _THIN / 4.0 ** np.arange(_LEVELS)
+    above = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
+    below = np.cumsum(weights, axis=1)
+    last = losses.shape[1] - 1
+    high = np.minimum((above[:, :, None] > allowed).sum(axis=1), last)
+    low = np.maximum(last - (below[:, :, None] > allowed).sum(axis=1), 0)
+    rows = np.arange(len(losses))[:, None]
+    return Fineness(losses[rows, low], losses[rows, high], 0.5 / tilt)
 
 
 def _steps(groups: "Groups", step: float) -> tuple[float, list[float]]:
@@ -445,17 +468,8 @@ def _curve(pair: Pair, epsilon: float) -> Interval:
 
 def _solve(pair: Pair, delta: float) -> Interval:
     """ε(δ) of a single pair, by solving its own formula."""
-    from scipy.optimize import brentq  # slow to import
-
-    if _curve(pair, 0.0).upper <= delta:
-        return Interval(0.0, 0.0)
     low, high = 0.0, float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0])
-    if _curve(pair, high).upper > delta:  # by rounding alone
-        high += 1e-12 * high
-    if high > low:
-        root = brentq(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), low, high, xtol=1e-15 * high, rtol=1e-15)
-    else:
-        root = high
+    root = _zero(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), low, max(high, 0.0))
     # A root is where a computed function changes its sign: step aside until both sides are certain.
     margin = 1e-15
     while margin < 1:
@@ -464,3 +478,22 @@ def _solve(pair: Pair, delta: float) -> Interval:
             return Interval(low, high)
         margin *= 4
     return Interval(0.0, high if _curve(pair, high).upper <= delta else math.inf)
+
+
+def _zero(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function changes its sign, by the Illinois method; `high` if it does not."""
+    at_low, at_high = f(low), f(high)
+    if at_high > 0:
+        return high
+    for _ in range(200):
+        if high - low <= 1e-15 * high:
+            break
+        middle = low + (high - low) * (at_low / (at_low - at_high) if at_low > at_high else 0.5)
+        if not low < middle < high:
+            middle = 0.5 * (low + high)
+        value = f(middle)
+        if value > 0:
+            low, at_low, at_high = middle, value, at_high / 2
+        else:
+            high, at_high, at_low = middle, value, at_low / 2
+    return high
