@@ -33,9 +33,10 @@ _UNIT = 2.0**-53
 _DEPTH = 8  # roundings on each level of the transform's summation tree, generously
 _WEIGHT_ERROR = 1e-14
 _OUTSIDE = 1e-12  # η: tilted mass that may lie outside the window
+_NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
 _CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
-_GIVEN_UP = 4.0  # in log δ, of what the best tilt would give
+_GIVEN_UP = 5.0  # in log δ, of what the best tilt would give
 _COARSE = 256  # points with which the tilt and the window are searched
 
 
@@ -52,6 +53,7 @@ class Composition:
       log_scale: K(θ).
       outside: bound of the tilted mass outside the window.
       infinite: mass at infinite loss.
+      largest: largest finite loss.
       relative: bound of the relative error of everything finite.
       sign: +1 for an upper bound, −1 for a lower one.
     """
@@ -64,6 +66,7 @@ class Composition:
     log_scale: float
     outside: float
     infinite: float
+    largest: float
     relative: float
     sign: int
 
@@ -81,34 +84,36 @@ def compose(
     step = parts[0][0].step
     if any(not lattice.mass[row].any() for lattice, counts in parts for row in np.flatnonzero(counts)):
         # A lower bound that came to nothing.
-        return Composition(0.0, step, np.zeros(2), 0.0, tilt, 0.0, 0.0, 0.0, 0.0, sign)
+        return Composition(0.0, step, np.zeros(2), 0.0, tilt, 0.0, 0.0, 0.0, 0.0, 0.0, sign)
     exact, coarse = Cumulants.of(parts), Cumulants.of(parts, coarse=True)
     log_scale = exact.value(tilt)
     low, high = window(coarse, tilt, exact=exact)
     base = sum(float(counts @ lattice.origin) for lattice, counts in parts)
     first = math.floor((low - base) / step)
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
-    spectrum: Array | complex = 1.0
-    size = np.zeros(length // 2 + 1)  # log of the spectrum's magnitude, at most
+    count = length // 2 + 1
+    magnitude, phase = np.zeros(count), np.zeros(count)  # of the spectrum: log of the one, the other in radians
+    most = np.zeros(count)  # log of the largest magnitude that rounding allows
     gamma = _DEPTH * _UNIT * math.log2(length)
-    shift, total = 0, 0.0
+    shift, total, largest = 0, 0.0, 0.0
     for lattice, counts in parts:
+        largest += float(counts @ (lattice.origin + step * lattice.index[-1]))
         for rows in _blocks(lattice.mass.shape[0], length):
             weights, centres = _tilted(lattice, rows, tilt, length)
             transform = rfft(weights, axis=1)
-            times = counts[rows]
-            with np.errstate(divide="ignore", under="ignore"):
-                powers = transform if (times == 1).all() else transform ** times[:, None]
-                spectrum = spectrum * np.prod(powers, axis=0)
-                size += times @ np.log(np.abs(transform) + gamma)
+            times, size = counts[rows], np.abs(transform)
+            with np.errstate(divide="ignore"):
+                magnitude += times @ np.maximum(np.log(size), -1e3)
+            phase += times @ np.angle(transform)
+            most += times @ np.log(size + gamma)
             shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
             total += float(times.sum())
-    values = irfft(spectrum, length)
-    # |computed − true spectrum| ≤ Π(|F| + γ)^T − Π|F|^T, and a power rounds by about u per turn of its phase.
-    magnitude = np.abs(spectrum)
     with np.errstate(under="ignore"):
-        spread = np.maximum(np.exp(size) * (1 + 1e-12) - magnitude, 0.0)
-        spread += magnitude * (gamma + 4 * _UNIT * (total * math.pi + np.abs(size) + 8))
+        size = np.exp(np.minimum(magnitude, 1.0))
+        values = irfft(size * np.exp(1j * phase), length)
+        # |computed − true spectrum| ≤ Π(|F| + γ)^T − Π|F|^T, and a power rounds by about u per turn of its phase.
+        spread = np.maximum(np.exp(np.minimum(most, 50.0)) * (1 + 1e-12) - size, 0.0)
+        spread += size * (gamma + 4 * _UNIT * (total * math.pi + np.abs(most) + 8))
     error = 2.0 * float(spread.sum()) / length + 4 * _UNIT
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
@@ -121,6 +126,7 @@ def compose(
         log_scale=log_scale,
         outside=2 * (_OUTSIDE + sum(lattice.outside * float(counts.sum()) for lattice, counts in parts)),
         infinite=infinite,
+        largest=largest,
         relative=math.expm1(min(total * _WEIGHT_ERROR + 1e-12, 1.0)),
         sign=sign,
     )
@@ -159,11 +165,13 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     which = np.clip(np.floor((epsilons - c.first) / c.step) + 1, 0, len(c.mass)).astype(np.int64)
     with np.errstate(under="ignore", over="ignore", divide="ignore"):
         u = epsilons - centre
-        finite = tails.a[which] - np.exp(np.minimum(u, 700.0)) * tails.b[which]
-        finite += c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
+        finite = tails.a[which] - np.exp(np.minimum(u, _NEAR)) * tails.b[which]
+        finite += c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
-    return np.minimum(c.infinite + value, 1.0)
+    # Weights are right within _NEAR of the centre; elsewhere nothing is claimed.
+    known = np.abs(u) < _NEAR * min(1.0, 1 / c.tilt)
+    return np.minimum(np.where(known, c.infinite + value, 1.0 if c.sign > 0 else 0.0), 1.0)
 
 
 def epsilon(composition: Composition, delta_: float) -> float:
@@ -172,24 +180,37 @@ def epsilon(composition: Composition, delta_: float) -> float:
     target = delta_ - c.infinite
     if target <= 0:
         return math.inf
+    last = c.first + c.step * (len(c.mass) - 1)
+    centre = float(np.clip((c.log_scale - math.log(target)) / c.tilt, c.first, last))
+    for _ in range(8):
+        result = _crossing(c, target, centre)
+        if result == -math.inf:
+            return 0.0
+        # Weights are right within _NEAR of the centre.
+        if abs(result - centre) < _NEAR * min(1.0, 1 / c.tilt):
+            return max(0.0, min(result, c.largest) if c.sign > 0 else result)
+        centre = result
+    return max(c.largest, 0.0) if c.sign > 0 else 0.0
+
+
+def _crossing(c: Composition, target: float, centre: float) -> float:
     losses = c.first + c.step * np.arange(len(c.mass))
-    centre = float(np.clip((c.log_scale - math.log(target)) / c.tilt, losses[0], losses[-1]))
     tails = _tails(c, centre)
     u = losses - centre
     with np.errstate(under="ignore", over="ignore"):
-        slack = c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
-        values = tails.a[1:] - np.exp(np.minimum(u, 700.0)) * tails.b[1:] + slack  # δ at each lattice point
-        scaled = math.exp(min(math.log(target) - (c.log_scale - c.tilt * centre), 700.0))
+        slack = c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
+        values = tails.a[1:] - np.exp(np.minimum(u, _NEAR)) * tails.b[1:] + slack  # δ at each lattice point
+        scaled = math.exp(max(min(math.log(target) - (c.log_scale - c.tilt * centre), _NEAR), -_NEAR))
         too_large = np.flatnonzero(values > scaled)
     if len(too_large) == 0:
-        return max(0.0, float(losses[0])) if c.sign > 0 else 0.0
+        return float(losses[0]) if c.sign > 0 else -math.inf
     j = int(too_large[-1])
     if j + 1 >= len(losses):
-        return math.inf if c.sign > 0 else max(0.0, float(losses[-1]))
+        return c.largest if c.sign > 0 else float(losses[-1])
     # Between two lattice points δ + slack is A − e^ε B but for the slack, which is largest at the left.
     left, below = tails.a[j + 1] + slack[j] - scaled, tails.b[j + 1]
     inside = centre + math.log(left / below) if left > 0 and below > 0 else float(losses[j])
-    return max(0.0, min(max(inside, float(losses[j])), float(losses[j + 1])))
+    return min(max(inside, float(losses[j])), float(losses[j + 1]))
 
 
 class _Tails(NamedTuple):
@@ -204,9 +225,9 @@ def _tails(c: Composition, centre: float) -> _Tails:
     u = c.first + c.step * np.arange(n) - centre
     with np.errstate(under="ignore", over="ignore"):
         mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
-        mass *= np.exp(np.clip(-c.tilt * u, -745.0, 700.0))
+        mass *= np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
         a = np.cumsum(mass[::-1])[::-1]
-        b = np.cumsum((mass * np.exp(np.minimum(-u, 700.0)))[::-1])[::-1]
+        b = np.cumsum((mass * np.exp(np.minimum(-u, _NEAR)))[::-1])[::-1]
     # Each of the two sums of n positive terms rounds by n units at most.
     return _Tails(np.append(a * (1 + 2 * c.sign * n * _UNIT), 0.0), np.append(b, 0.0))
 
@@ -273,13 +294,16 @@ class Cumulants:
             result.append((weight / weight.sum(axis=1, keepdims=True), losses))
         return result
 
+    def _deviation(self, tilt: float) -> float:
+        return math.sqrt(self.derivatives(tilt)[2])
+
     def tilt_for_delta(self, delta_: float) -> Tilt:
         """θ that is best for ε at δ: least (K(θ) − log δ + θ log θ − (θ+1) log(θ+1))/θ, Canonne, Kamath, Steinke 2020."""
-        return _least(lambda t: (self.value(t) - math.log(delta_) + _conversion(t)) / t, lambda t: t)
+        return _least(lambda t: (self.value(t) - math.log(delta_) + _conversion(t)) / t, lambda t: t, self._deviation)
 
     def tilt_for_epsilon(self, epsilon_: float) -> Tilt:
         """θ that is best for δ at ε: least K(θ) − θε + θ log θ − (θ+1) log(θ+1)."""
-        return _least(lambda t: self.value(t) - t * epsilon_ + _conversion(t), lambda _: 1.0)
+        return _least(lambda t: self.value(t) - t * epsilon_ + _conversion(t), lambda _: 1.0, self._deviation)
 
     def epsilon(self, tilt: float, delta_: float) -> float:
         """ε at δ that follows from K(θ) alone."""
@@ -301,11 +325,19 @@ def _block_starts(size: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([even, near - 1, size - near]))
 
 
-def _least(f: Callable[[float], float], weight: Callable[[float], float]) -> Tilt:
-    """About the θ in [1e-3, 1e8] at which a function that is unimodal in log θ is least, and the least θ where it nearly is.
+def _least(
+    f: Callable[[float], float], weight: Callable[[float], float], deviation: Callable[[float], float]
+) -> Tilt:
+    """About the θ in [1e-3, 1e8] at which a function that is unimodal in log θ is least, and one to compute with.
 
-    Any θ gives a valid bound. Nearly: `weight(θ)` times the difference, which is lost in log δ, may be up to _GIVEN_UP. Where the loss has a heavy tail or is
-    bounded, the very best θ lies far out, where the tilted mass is spread widely or asks for a fine lattice.
+    Any θ gives a valid bound. Where the loss has a heavy tail the best θ lies where the tilted mass jumps into that tail and is
+    spread widely. A lower θ then asks for less work: `weight(θ)` times the difference in f is lost in log δ, that is in the precision
+    of the transform, which has some to give.
+
+    Args:
+      f: what is to be least.
+      weight: see above.
+      deviation: standard deviation of the tilted loss at θ.
     """
     seen: dict[float, float] = {}
     grid = np.linspace(math.log(1e-3), math.log(1e8), 16)
@@ -315,7 +347,11 @@ def _least(f: Callable[[float], float], weight: Callable[[float], float]) -> Til
         below = max((t for t in seen if t < best), default=best)
         above = min((t for t in seen if t > best), default=best)
         grid = np.linspace(below, above, points)
-    used = min(t for t in seen if (seen[t] - seen[best]) * weight(math.exp(t)) <= _GIVEN_UP)
+    seen |= {t: f(math.exp(t)) for t in best - np.geomspace(0.03, 0.6, 8)}
+    lost = {t: (seen[t] - seen[best]) * weight(math.exp(t)) for t in seen if t <= best}
+    used = min(
+        (t for t in lost if lost[t] <= _GIVEN_UP), key=lambda t: math.log(deviation(math.exp(t)) + 1e-300) + lost[t] / 50
+    )
     return Tilt(math.exp(best), math.exp(used))
 
 

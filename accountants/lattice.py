@@ -33,6 +33,7 @@ Index = NDArray[np.int64]
 
 _CUT = 0.25  # an end of `lower` holds at least this part of the mass of the cells beside it
 _REACHES = 16
+_FEW = 64  # cells over which letting down chords does not pay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +269,8 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     """
     origin = float(losses[0]) - step
     position = (losses - origin) / step
-    if sign < 0 and (losses[-1] - losses[0]) / step > len(losses) / 8:
+    cells = (losses[-1] - losses[0]) / step
+    if sign < 0 and (cells > len(losses) / 8 or cells < _FEW):
         return origin, _contracted(losses, mass, origin, step)
     cell = np.ceil(position).astype(np.int64) - 1
     inside = (position - cell) * step  # from the cell's lower end, in (0, step]
@@ -291,8 +293,10 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
 def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array:
     """A lower bound for few atoms: the lower ones move up to the next lattice point, the higher ones down.
 
-    That makes the measure less spread out. It is below the original in the order above if the Q-mass does not fall (the two
-    cumulative distributions cross once), which says how many may move up.
+    That makes the measure less spread out. What it adds to δ(ε) e^{−ε} comes from atoms that moved up and falls with ε until it is 0 where
+    the last of them lies; what it takes away comes from those that moved down and is constant up to where the first of them lies. So it is
+    below the original if it is so at ε → −∞, that is if the Q-mass does not fall, which says how many may move up; atoms of one
+    cell move the same way.
     """
     position = (losses - origin) / step
     down, up = np.floor(position), np.ceil(position)
@@ -302,6 +306,8 @@ def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array
         lost = -q * np.expm1((position - up) * step)
     left = gained.sum() * (1 - 1e-12) - np.cumsum(gained + lost)
     rising = int(np.searchsorted(-left, 0.0, side="right"))
+    if rising < len(mass):
+        rising = int(np.searchsorted(down, down[rising]))  # the first atom of that cell
     index = np.where(np.arange(len(mass)) < rising, up, down).astype(np.int64)
     return np.bincount(index, mass)
 
@@ -318,8 +324,13 @@ def _upper(first: Cells, second: Cells, inner: Array, width: Array) -> Array:
 
 def _joined(first: Cells, second: Cells, inner: Array) -> tuple[Array, Array, Array]:
     """P-mass, excess over the lower end and its error of whole cells."""
-    excess = first.excess + second.p - np.exp(-inner) * (second.p - second.excess)
-    return first.p + second.p, excess, first.error + second.error + 1e-16 * second.p
+    excess = _over_lower_end(first.excess, second.p, second.excess, inner)
+    return first.p + second.p, excess, first.error + second.error + 1e-15 * excess
+
+
+def _over_lower_end(first_excess: Array, second_p: Array, second_excess: Array, inner: Array) -> Array:
+    """Excess of a whole cell over its lower end; that of its second part was over the inner point."""
+    return first_excess - second_p * np.expm1(-inner) + np.exp(-inner) * second_excess
 
 
 def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array, grid: _Grid) -> Array:
@@ -352,8 +363,7 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
         p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
     losses = grid.step * grid.index
     w = np.expm1(np.diff(losses))
-    shrink = np.exp(-inner)
-    p, excess = p1 + p2, e1 + p2 - shrink * (p2 - e2)
+    p, excess = p1 + p2, _over_lower_end(e1, p2, e2, inner) * (1 - 1e-15)
     excess = np.clip(excess, 0.0, p * (w / (1 + w)))
     sag = _sag(p1, e1, p2, e2, excess, inner, w)
     drop = np.zeros((k, count + 1))

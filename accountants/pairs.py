@@ -160,7 +160,7 @@ class LaplacePair(Stackable):
             # `excess` so far is relative to where the interval enters [−κ, κ], which may be above its lower edge.
             lower = np.concatenate([np.full_like(k, -np.inf), edges], axis=1)
             gap = np.minimum(lower + k, 0.0)
-            excess = p - np.exp(gap) * (p - excess)
+            excess = -p * np.expm1(gap) + np.exp(gap) * excess
             upper = np.concatenate([edges, np.full_like(k, np.inf)], axis=1)
             for where, mass in ((-k, 0.5 * np.exp(-k)), (k, np.full_like(k, 0.5))):
                 inside = (lower < where) & (where <= upper)
@@ -204,7 +204,8 @@ class BoundedRangePair(Stackable):
             q = scale * np.exp(-(a + eta) / 2) * -np.expm1(-half)
             excess = 4 * scale * np.exp((a - eta) / 2) * np.sinh(half / 2) ** 2
             lower = np.concatenate([np.full_like(eta, -np.inf), edges], axis=1)
-            excess = p - np.exp(np.minimum(lower - a, 0.0)) * (p - excess)
+            gap = np.minimum(lower - a, 0.0)
+            excess = -p * np.expm1(gap) + np.exp(gap) * excess
         return Cells(p, q, excess, ROUND * (p + excess))
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:

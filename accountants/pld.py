@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from accountants import convolution
 from accountants.convolution import Composition, Cumulants, Tilt
 from accountants.domains import non_negative, open_unit, whole
-from accountants.errors import AccountingError, InvalidEventError
+from accountants.errors import AccountingError, InvalidEventError, UnsupportedEventError
 from accountants.events import (
     DpEvent,
     NeighbouringRelation,
@@ -34,6 +34,7 @@ from accountants.interval import Interval
 from accountants.lattice import Fineness, Lattice, sandwich
 from accountants.mechanisms import Direction, Mechanism, directions, leaves
 from accountants.pairs import Pair
+from accountants.rdp import RdpAccountant
 
 Array = NDArray[np.float64]
 
@@ -43,12 +44,13 @@ MIN_RTOL = 1e-6
 _ROUNDS = 6
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
-_MAX_CELLS = 2**21  # of one mechanism's lattice
-_MAX_POINTS = 2**25  # of one transform, before it is split in two stages
+_MAX_CELLS = 2**20  # of one mechanism's lattice
+_MAX_POINTS = 2**23  # of one transform, before it is split in two stages
 _THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
 _LEVELS = 12
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
+_WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
 _NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
 _LOW_TAIL = 1e-12  # probability of the lowest losses that may be moved, in all
@@ -161,7 +163,8 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
     found = directions(counts, relation)
     if any(direction.spent >= delta for direction in found):
         return Interval(math.inf, math.inf)
-    return _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
+    interval = _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
+    return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=256)
@@ -169,7 +172,23 @@ def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: flo
     found = directions(counts, relation)
     interval = _worst([_DeltaQuestion(epsilon) for _ in found], found, rtol)
     spent = max(direction.spent for direction in found)
-    return Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
+    interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
+    return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_delta(epsilon))
+
+
+def _with_renyi(
+    interval: Interval, counts: Counts, relation: NeighbouringRelation, bound: Callable[[RdpAccountant], float]
+) -> Interval:
+    """`interval`, or the Rényi accountant's upper bound if refining ended early and that is lower."""
+    if interval.lower >= (1 - _WIDE) * interval.upper or interval.upper == 0:
+        return interval
+    rdp = RdpAccountant(neighbouring_relation=relation)
+    try:
+        for event, count in counts:
+            rdp.compose(event, count)
+    except UnsupportedEventError:
+        return interval
+    return Interval(interval.lower, max(min(interval.upper, bound(rdp)), interval.lower))
 
 
 _ANCHORS = 9  # tilts from which a profile is computed
@@ -312,7 +331,10 @@ class _Search:
         question, tilt = self._question, self._best_tilt
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
-        step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
+        if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
+            step = max(step, max(float(pair.spacing()[0, 0]) for pair, _ in self._groups))  # atoms are exact on any lattice
+        else:
+            step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
         best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
             lower, upper = self._bounds(step)
@@ -468,8 +490,8 @@ def _curve(pair: Pair, epsilon: float) -> Interval:
 
 def _solve(pair: Pair, delta: float) -> Interval:
     """ε(δ) of a single pair, by solving its own formula."""
-    low, high = 0.0, float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0])
-    root = _zero(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), low, max(high, 0.0))
+    top = max(float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0]), 0.0)
+    root = _zero(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), 0.0, top)
     # A root is where a computed function changes its sign: step aside until both sides are certain.
     margin = 1e-15
     while margin < 1:
@@ -477,7 +499,7 @@ def _solve(pair: Pair, delta: float) -> Interval:
         if _curve(pair, low).lower >= delta >= _curve(pair, high).upper:
             return Interval(low, high)
         margin *= 4
-    return Interval(0.0, high if _curve(pair, high).upper <= delta else math.inf)
+    return Interval(0.0, top)  # where P[L > ε] ≤ δ by itself
 
 
 def _zero(f: Callable[[float], float], low: float, high: float) -> float:

@@ -40,7 +40,7 @@ _BLOCK = 1 << 18  # terms of binomial sums held at a time: 2 MiB an array
 def gaussian(orders: ArrayLike, noise_multiplier: float) -> Array:
     """D_α(N(1, σ²)‖N(0, σ²)) = α/(2σ²). `orders` (k,) > 1 → (k,) float64.
 
-    For discrete Gaussian noise it is an upper bound, and exact at integer orders (Canonne, Kamath, Steinke 2020, Proposition 5).
+    For discrete Gaussian noise it is an upper bound, exact at integer orders (Canonne, Kamath, Steinke 2020, Proposition 5).
     """
     orders = np.asarray(orders, np.float64)
     if noise_multiplier == 0:
@@ -105,7 +105,7 @@ def sampled_discrete_gaussian(orders: ArrayLike, sigma: float, sensitivity: int,
     fractional = orders[~integer]
     if fractional.size:
         low, high = -TAIL * sigma - 2, float(fractional.max()) * sensitivity + TAIL * sigma + 2
-        if high - low <= MAX_NODES:
+        if high - low <= MAX_NODES and ratio > 1e-100:  # below, losses overflow
             t = np.arange(math.floor(low), math.ceil(high) + 1) / sigma
             log_mass = -0.5 * t**2
             log_mass -= bernoulli.log_sum_exp(log_mass)

@@ -1,10 +1,10 @@
-r"""Rényi divergences of mechanisms whose privacy loss is bounded: pure DP, randomised response, discrete Laplace, bounded range.
+r"""Rényi divergences of mechanisms of bounded privacy loss: pure DP, randomised response, discrete Laplace, bounded range.
 
 Conventions and accuracy are those of `renyi`. Every pair here is symmetric (an exchange of outcomes turns (P, Q) into (Q, P)),
 so (mixture, base) is the larger direction of a sampled pair (Mironov, Talwar, Zhang 2019, Theorem 5).
 
-**Bounded range.** The loss of an η-bounded-range mechanism lies in an interval [t − η, t] (Dong, Durfee, Rogers 2020). E_Q[r^α] is
-convex in the ratio r and E_Q[r] = 1, so the worst ratio takes the two ends alone. With E = e^{−η} and x = e^t,
+**Bounded range.** The loss of an η-bounded-range mechanism lies in an interval [t − η, t] (Dong, Durfee, Rogers 2020). As r^α
+is convex and E_Q[r] = 1 for the ratio r = dP/dQ, the worst ratio takes the two ends alone. With E = e^{−η} and x = e^t,
 
     A(x) = x^α (E^α − E)/(1 − E) + x^{α−1} (1 − E^α)/(1 − E),
 
@@ -12,8 +12,8 @@ which is largest at x = (α−1)(1 − E^α)/(α(E − E^α)). Put in, with ℓ(
 
     D_α = ℓ(αη) − ℓ((α−1)η) + (ℓ(αη) − ℓ(η))/(α−1).
 
-As ℓ(y) ≈ y²/24 this is αη²/8 for small η, the bound of Cesar and Rogers 2021 (Lemma 3.2; from ψ'' ≤ η²/4 for ψ = log A), and for
-large α it tends to η.
+For small η this is αη²/8, since ℓ(y) ≈ y²/24; it is never more, which is the bound of Cesar and Rogers 2021 (with ψ(α) = log A:
+ψ(0) = ψ(1) = 0, and ψ'' is a variance on an interval of length η, hence ≤ η²/4). For large α it tends to η.
 
 Sources: Mironov 2017 (Proposition 5: randomised response); Kairouz, Oh, Viswanath 2015 (it is the worst ε-DP mechanism); Ghosh,
 Roughgarden, Sundararajan 2009 (discrete Laplace).
@@ -75,7 +75,7 @@ def discrete_laplace(orders: ArrayLike, parameter: float, sensitivity: int, samp
     a, shift = parameter * merged, -(-sensitivity // merged)
     if not math.isfinite(a * shift):
         return np.full_like(np.asarray(orders, np.float64), np.inf)
-    k = np.arange(shift + 1)
+    k = np.arange(shift + 1, dtype=np.float64)
     log_end = -np.logaddexp(0.0, -a)
     log_mass = np.log(math.tanh(a / 2)) - a * k
     log_mass[[0, -1]] = log_end, log_end - a * shift
@@ -88,7 +88,7 @@ def bounded_range(orders: ArrayLike, eta: float) -> Array:
     orders = np.maximum(np.asarray(orders, np.float64), _NEAR_ONE)
     if eta == math.inf:
         return np.full_like(orders, np.inf)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         quadratic = np.maximum(orders * eta / 8 * eta, bernoulli.SMALLEST)
         if eta < 1e-4:  # the difference, a part of η²/20, isn't worth the cancellation
             return np.minimum(quadratic, eta)

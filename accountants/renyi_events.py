@@ -1,7 +1,7 @@
 """From events to Rényi divergences: a curve for every mechanism under every neighbouring relation, or a refusal by name.
 
-Under `replace_one` a unit moves a sum twice as far as under the other relations, so noise counts half and a pure ε doubles. Where
-only a guarantee is known (zCDP), replacing is removing and adding: group privacy for two.
+Under `replace_one` a unit moves a sum twice as far as under the other relations, so noise counts half and a pure ε doubles.
+Where only a guarantee is known (zCDP), replacing is removing and adding: group privacy for two.
 """
 
 import dataclasses
@@ -142,15 +142,16 @@ def _mechanism(event: DpEvent, alpha: Array, relation: NeighbouringRelation) -> 
             )
         case TruncatedSubsampledGaussianDpEvent():
             raise UnsupportedEventError(
-                "the Rényi accountant has no bound for Poisson sampling with truncated batches; the numerical accountant (`pld`) has"
+                "the Rényi accountant has no bound for Poisson sampling with truncated batches; "
+                "the numerical accountant (`pld`) has"
             )
     raise UnsupportedEventError(f"the Rényi accountant has no bound for {type(event).__name__}")
 
 
 def _zcdp(alpha: Array, rho: float, xi: float, replace: bool) -> Array:
-    """ξ + ρα; for two units the same twice, by the weak triangle inequality (Bun and Steinke 2016, Lemma 36).
+    """ξ + ρα (Bun and Steinke 2016), and by the weak triangle inequality what two units cost. (k,) → (k,).
 
-    D_α(P‖Q) ≤ 2α/(2α−1) · D_{2α−1}(P‖R) + D_{2α}(R‖Q), which is Mironov 2017, Proposition 11, at p = (2α−1)/α.
+    That is D_α(P‖Q) ≤ 2α/(2α−1) · D_{2α−1}(P‖R) + D_{2α}(R‖Q): Mironov 2017, Proposition 11, at p = (2α−1)/α.
     """
     if replace:
         return xi * (1 + 2 * alpha / (2 * alpha - 1)) + 4 * rho * alpha
@@ -167,8 +168,8 @@ def _poisson_sampled(q: float, inner: DpEvent, orders: tuple[float, ...], relati
         return np.full(len(orders), np.inf)
     if relation is NeighbouringRelation.REPLACE_ONE:
         raise UnsupportedEventError(
-            "the Rényi accountant has no bound for Poisson sampling under replace_one; use the numerical accountant (`pld`), or "
-            "add_or_remove_one or zero_out (an ε under one is not an ε under the other)"
+            "the Rényi accountant has no bound for Poisson sampling under replace_one; use the numerical accountant (`pld`), "
+            "or add_or_remove_one or zero_out (an ε under one is not an ε under the other)"
         )
     if all(isinstance(part, GaussianDpEvent) for part in parts):
         return renyi.sampled_gaussian(orders, _joint_noise(parts), q)

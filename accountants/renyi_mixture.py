@@ -1,11 +1,11 @@
 r"""Rényi divergences of mixtures of Gaussians, P = Σ wᵢ N(μᵢ, 1) with μᵢ ≥ 0 against Q = N(0, 1), in both directions.
 
-Matrix mechanisms need it (Choquette-Choo, Ganesh, McKenna, McMahan, Rush, Thakurta, Xu 2023). No reflection exchanges P and Q, so
-neither direction is known to be the larger one, and both are computed: with X = dP/dQ and u = X − 1, E_Q[X^α] − 1 for (P, Q) and
-E_Q[X^{1−α}] − 1 for (Q, P), each as the mean of a positive function (`bernoulli`), by the trapezoid rule.
+Matrix mechanisms need it (Choquette-Choo, Ganesh, McKenna, McMahan, Rush, Thakurta, Xu 2023). No reflection exchanges P and Q,
+so neither direction is known to be the larger one, and both are computed: with X = dP/dQ and u = X − 1, E_Q[X^α] − 1 for (P, Q)
+and E_Q[X^{1−α}] − 1 for (Q, P), each as the mean of a positive function (`bernoulli`), by the trapezoid rule.
 
-Steps. X has no zero where |Im t| < π/μ (μ the largest shift), since all its terms then point into one half-plane. For (P, Q) the
-integrand is nowhere larger than on the real axis but for e^{(Im t)²/2}, as for the sampled Gaussian (`renyi`). For (Q, P),
+Steps. X has no zero where |Im t| < π/μ (μ the largest shift), since all its terms then point into one half-plane. For (P, Q)
+the integrand is nowhere larger than on the real axis but for e^{(Im t)²/2}, as for the sampled Gaussian (`renyi`). For (Q, P),
 |X| ≥ cos(μ·Im t/2)·|X(Re t)|, so at Im t = y ≤ 2/μ the integrand grows by e^{κy²/2} at most, κ = 1 + 0.31(α−1)μ². A step of
 min(0.5/√κ, 0.1/μ) then makes the error e^{−60} or less.
 

@@ -132,8 +132,9 @@ class ReplacePair(Stackable):
         from_zero = np.exp(np.minimum(lower, 0.0))  # e^{lower edge − where the positive part begins}
         atom = 1 - positive.p.sum(axis=1, keepdims=True) - negative.p.sum(axis=1, keepdims=True)
         atom = np.where((lower < 0) & (upper >= 0), np.maximum(atom, 0.0), 0.0)
-        excess = positive.p - from_zero * (positive.p - positive.excess) + negative.excess + atom * (1 - from_zero)
-        error = positive.error + negative.error + ROUND * (positive.p + atom)
+        raised = (positive.p + atom) * (1 - from_zero)
+        excess = raised + from_zero * positive.excess + negative.excess
+        error = positive.error + negative.error + 2 * ROUND * (raised + excess)
         return Cells(positive.p + negative.p + atom, positive.q + negative.q + atom, excess, error)
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
