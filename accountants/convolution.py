@@ -166,7 +166,7 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     with np.errstate(under="ignore", over="ignore", divide="ignore"):
         u = epsilons - centre
         finite = tails.a[which] - np.exp(np.minimum(u, _NEAR)) * tails.b[which]
-        finite += c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
+        finite += c.sign * _missing(c, u, c.first + c.step * which - centre)
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
     # Weights are right within _NEAR of the centre; elsewhere nothing is claimed.
@@ -198,7 +198,7 @@ def _crossing(c: Composition, target: float, centre: float) -> float:
     tails = _tails(c, centre)
     u = losses - centre
     with np.errstate(under="ignore", over="ignore"):
-        slack = c.sign * c.outside / (1 + c.tilt) * np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
+        slack = c.sign * _missing(c, u, u + c.step)
         values = tails.a[1:] - np.exp(np.minimum(u, _NEAR)) * tails.b[1:] + slack  # δ at each lattice point
         scaled = math.exp(max(min(math.log(target) - (c.log_scale - c.tilt * centre), _NEAR), -_NEAR))
         too_large = np.flatnonzero(values > scaled)
@@ -218,6 +218,16 @@ class _Tails(NamedTuple):
 
     a: Array
     b: Array
+
+
+def _missing(c: Composition, u: Array, after: Array) -> Array:
+    """At most this of δ (in units as in `_Tails`) comes from mass that lies outside the window, at ε = centre + u.
+
+    All mass lies on lattice points, the next of which is centre + `after`. What lies t above ε counts e^{−θt}(1 − e^{−t}) of its
+    weight at ε, at most 1/(1 + θ).
+    """
+    anywhere = np.exp(np.clip(-c.tilt * u, -745.0, _NEAR)) / (1 + c.tilt)
+    return c.outside * np.minimum(anywhere, np.exp(np.clip(-c.tilt * after, -745.0, _NEAR)))
 
 
 def _tails(c: Composition, centre: float) -> _Tails:
@@ -246,6 +256,7 @@ class Cumulants:
         """`parts`: batches of masses (k, n), their losses (k, n) and how often each measure is composed (k,)."""
         with np.errstate(divide="ignore"):
             self._parts = [(np.log(mass), losses, counts) for mass, losses, counts in parts]
+        self.widest = max(float(np.ptp(losses, axis=1).max()) for _, losses, _ in parts) + 1e-300
         self._constant = 0.0
 
     @classmethod
@@ -368,7 +379,7 @@ def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants |
     log_eta = math.log(_OUTSIDE)
     centre, _, variance = search.derivatives(tilt)
     certain = exact.value(tilt)
-    tries = _CHERNOFF / math.sqrt(part * variance + 1e-300)
+    tries = _CHERNOFF / math.sqrt(part * variance + (1e-3 * search.widest) ** 2)  # a deviation of 0 is no scale
 
     def best(side: int) -> float:
         z = min(tries, key=lambda t: (part * (search.value(tilt + side * t) - centre) - log_eta) / t)
