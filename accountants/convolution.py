@@ -114,7 +114,7 @@ def compose(
         # |computed − true spectrum| ≤ Π(|F| + γ)^T − Π|F|^T, and a power rounds by about u per turn of its phase.
         spread = np.maximum(np.exp(np.minimum(most, 50.0)) * (1 + 1e-12) - size, 0.0)
         spread += size * (gamma + 4 * _UNIT * (total * math.pi + np.abs(most) + 8))
-    error = 2.0 * float(spread.sum()) / length + 4 * _UNIT
+    error = 2.0 * float(spread.sum()) / length
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
     return Composition(
@@ -162,16 +162,21 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     c = composition
     centre = float(np.clip(np.median(epsilons), c.first, c.first + c.step * len(c.mass)))
     tails = _tails(c, centre)
-    which = np.clip(np.floor((epsilons - c.first) / c.step) + 1, 0, len(c.mass)).astype(np.int64)
+    # Weights are right within _NEAR of the centre. δ falls with ε, so nearer values bound those farther off on one side.
+    reach = _NEAR * min(1.0, 1 / c.tilt)
+    u = np.clip(epsilons - centre, -reach, reach)
+    position = np.floor((u + centre - c.first) / c.step) + 1  # of the next lattice point
+    which = np.clip(position, 0, len(c.mass)).astype(np.int64)
     with np.errstate(under="ignore", over="ignore", divide="ignore"):
-        u = epsilons - centre
-        finite = tails.a[which] - np.exp(np.minimum(u, _NEAR)) * tails.b[which]
-        finite += c.sign * _missing(c, u, c.first + c.step * which - centre)
+        finite = tails.a[which] - np.exp(u) * tails.b[which]
+        finite += c.sign * _missing(c, u, c.first + c.step * position - centre)
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
-    # Weights are right within _NEAR of the centre; elsewhere nothing is claimed.
-    known = np.abs(u) < _NEAR * min(1.0, 1 / c.tilt)
-    return np.minimum(np.where(known, c.infinite + value, 1.0 if c.sign > 0 else 0.0), 1.0)
+    if c.sign > 0:
+        value = np.where(epsilons >= c.largest, 0.0, np.where(epsilons < centre - reach, 1.0, value))
+    else:
+        value = np.where(epsilons > centre + reach, 0.0, value)
+    return np.minimum(c.infinite + value, 1.0)
 
 
 def epsilon(composition: Composition, delta_: float) -> float:

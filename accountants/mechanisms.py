@@ -66,17 +66,21 @@ class Direction:
     mechanisms: tuple[Mechanism, ...]
     spent: float
     """Probability that some loss is infinite: δ that is spent at every ε."""
+    attained: bool
+    """Whether mechanisms that these events describe can be as bad as their pairs; if not, only the upper bound means something."""
 
 
 class _Pairs(NamedTuple):
     """A mechanism in both directions; `add` is None where it is the same, `remove` where every loss is 0 or infinite.
 
-    `infinite` is the probability of infinite loss; where it is not 0, the pair's own masses sum to the rest.
+    `infinite` is the probability of infinite loss; where it is not 0, the pair's own masses sum to the rest. `attained` is false where
+    the pair dominates the mechanism but is not known to be its worst case.
     """
 
     remove: Pair | None
     add: Pair | None = None
     infinite: float = 0.0
+    attained: bool = True
 
 
 def leaves(event: DpEvent, count: int = 1) -> dict[DpEvent, int]:
@@ -150,10 +154,13 @@ def _directions(counts: dict[DpEvent, int], relation: NeighbouringRelation) -> l
     if means:
         pairs.append((_gaussian(math.hypot(*means)), 1))
     spent = -math.expm1(sum(count * _log1m(pair.infinite) for pair, count in pairs))
+    # At each ε some bounded-range mechanism attains the curve of its pair, but not one of them at every ε, as composing takes.
+    single = len(pairs) == 1 and pairs[0][1] == 1 and isinstance(pairs[0][0].remove, BoundedRangePair)
+    attained = single or all(pair.attained for pair, _ in pairs)
     sides = [(pair.remove, pair.remove if pair.add is None else pair.add, count) for pair, count in pairs]
-    result = [Direction(tuple(Mechanism(remove, count) for remove, _, count in sides if remove is not None), spent)]
+    result = [Direction(tuple(Mechanism(remove, count) for remove, _, count in sides if remove is not None), spent, attained)]
     if any(pair.add is not None for pair, _ in pairs):
-        result.append(Direction(tuple(Mechanism(add, count) for _, add, count in sides if add is not None), spent))
+        result.append(Direction(tuple(Mechanism(add, count) for _, add, count in sides if add is not None), spent, attained))
     return result
 
 
@@ -186,11 +193,11 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
         case RandomizedResponseDpEvent(noise_parameter=noise, num_buckets=buckets):
             return _randomized_response(noise, buckets, relation)
         case ExponentialMechanismDpEvent(epsilon=epsilon):
-            return _Pairs(BoundedRangePair(_batch(twice * epsilon)))
+            return _Pairs(BoundedRangePair(_batch(twice * epsilon)), attained=False)
         case ReportNoisyMaxDpEvent(noise="gumbel"):
-            return _Pairs(BoundedRangePair(_batch(twice * event.epsilon)))
+            return _Pairs(BoundedRangePair(_batch(twice * event.epsilon)), attained=False)
         case ReportNoisyMaxDpEvent() | AboveThresholdDpEvent():
-            return _Pairs(atomic_pairs.pure(twice * event.epsilon))
+            return _Pairs(atomic_pairs.pure(twice * event.epsilon), attained=False)
         case EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta):
             # Replacing is removing and adding: group privacy for two.
             spent = min(1.0, delta * (1 + math.exp(min(epsilon, 700.0)))) if replace else delta
@@ -264,8 +271,9 @@ def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRel
     base, reverse = found[0].mechanisms[0].pair, found[-1].mechanisms[0].pair
     remove, add = SampledRemovePair(base, _batch(q)), SampledAddPair(reverse, _batch(q))
     if relation is NeighbouringRelation.REPLACE_ONE:
-        return _Pairs(ReplacePair(remove, add), infinite=q * found[0].spent)
-    return _Pairs(remove, add, q * found[0].spent)
+        return _Pairs(ReplacePair(remove, add), attained=False)
+    attained = found[0].attained and not isinstance(base, BoundedRangePair)
+    return _Pairs(remove, add, attained=attained)
 
 
 def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: NeighbouringRelation) -> _Pairs:
@@ -282,7 +290,7 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
     if relation is NeighbouringRelation.REPLACE_ONE:
         # Both the unit and its replacement are in the batch with one probability of at most q, in the same place.
         base = GaussianPair(_batch(2 / sigma))
-        return _Pairs(ReplacePair(SampledRemovePair(base, _batch(q)), SampledAddPair(base, _batch(q))))
+        return _Pairs(ReplacePair(SampledRemovePair(base, _batch(q)), SampledAddPair(base, _batch(q))), attained=False)
     others, size = event.dataset_size - 1, event.truncated_batch_size
     kept = float(bdtr(size - 1, others, q)) if size <= others else 1.0
     drawn = np.arange(size, others + 1, dtype=np.float64)
@@ -298,7 +306,8 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
     chance = np.concatenate([[kept], [rest], weights[keep]])
     base = GaussianPair(mus[:, None])
     rates = np.minimum(rates, 1 - 2.0**-53)[:, None]
-    return _Pairs(RevealedPair(SampledRemovePair(base, rates), chance), RevealedPair(SampledAddPair(base, rates), chance))
+    sampled = SampledRemovePair(base, rates), SampledAddPair(base, rates)
+    return _Pairs(*(RevealedPair(pair, chance) for pair in sampled), attained=False)
 
 
 def _few_enough(event: DpEvent, atoms: float) -> None:

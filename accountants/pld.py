@@ -164,6 +164,8 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
     if any(direction.spent >= delta for direction in found):
         return Interval(math.inf, math.inf)
     interval = _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
+    if not all(direction.attained for direction in found):
+        interval = Interval(0.0, interval.upper)
     return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_epsilon(delta))
 
 
@@ -173,13 +175,15 @@ def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: flo
     interval = _worst([_DeltaQuestion(epsilon) for _ in found], found, rtol)
     spent = max(direction.spent for direction in found)
     interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
+    if not all(direction.attained for direction in found):
+        interval = Interval(0.0, interval.upper)
     return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_delta(epsilon))
 
 
 def _with_renyi(
     interval: Interval, counts: Counts, relation: NeighbouringRelation, bound: Callable[[RdpAccountant], float]
 ) -> Interval:
-    """`interval`, or the Rényi accountant's upper bound if refining ended early and that is lower."""
+    """`interval`, or the Rényi accountant's upper bound if that is lower: where refining ended early, or the pairs are not attained."""
     if interval.lower >= (1 - _WIDE) * interval.upper or interval.upper == 0:
         return interval
     rdp = RdpAccountant(neighbouring_relation=relation)
@@ -215,13 +219,15 @@ def _profile(
                 low, high = search.compositions
                 least = np.maximum(least, convolution.deltas(low, wanted))
                 most = np.minimum(most, convolution.deltas(high, wanted))
+        least = least if direction.attained else 0 * least
         lower = np.maximum(lower, np.minimum(direction.spent + least, 1.0))
         upper = np.maximum(upper, np.minimum(direction.spent + most, 1.0))
     # δ never rises with ε, so the best bound at one ε serves others too.
     order = np.argsort(epsilons)
     upper[order] = np.minimum.accumulate(upper[order]) * (1 + _ROUND_UP)
     lower[order] = np.maximum.accumulate(lower[order][::-1])[::-1] * (1 - _ROUND_UP)
-    return lower, np.minimum(upper, 1.0)
+    upper = np.minimum(upper, 1.0)
+    return np.minimum(lower, upper), upper
 
 
 def _worst(questions: list["_Question"], found: tuple[Direction, ...], rtol: float) -> Interval:

@@ -37,7 +37,7 @@ class SampledRemovePair(Stackable):
         # p − eʸ q = rate · (p − eˡ q), as eʸ = 1 − rate + rate·eˡ: no cancellation, however small the rate is.
         excess, error = rate * inner.excess, rate * inner.error
         excess[:, 0] = p[:, 0]
-        excess[:, 1:] += np.maximum(1 - rate - np.exp(edges), 0.0) * inner.q[:, 1:]  # an edge below the lowest loss
+        excess[:, 1:] += np.maximum(1 - rate - np.exp(np.minimum(edges, 0.0)), 0.0) * inner.q[:, 1:]  # an edge below the lowest loss
         return Cells(p, inner.q, excess, error + ROUND * excess)
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:

@@ -1,125 +1,87 @@
-"""Privacy loss distributions and their compositions by high-precision arithmetic, independent of the package's own numerics."""
+"""Exact privacy curves by high-precision arithmetic, for checking the numerical accountant."""
 
-import dataclasses
+import itertools
+import math
 
 import mpmath as mp
-import numpy as np
-
-from accountants import atomic_pairs, mixture_pairs, pairs, sampled_pairs
 
 
-def exact_tails(pair):
-    """(P[L > y], Q[L > y]) of a batch of one dominating pair as a function of y, from the definition of its mechanism."""
-    number = lambda field: mp.mpf(float(field[0, 0]))
-    inf = mp.inf
-    match pair:
-        case pairs.GaussianPair():
-            mu = number(pair.mu)
-            return lambda y: (mp.ncdf(mu / 2 - y / mu), mp.ncdf(-mu / 2 - y / mu))
-        case pairs.LaplacePair():
-            k = number(pair.kappa)
-
-            def laplace(y):
-                if y < -k:
-                    return mp.mpf(1), mp.mpf(1)
-                if y >= k:
-                    return mp.mpf(0), mp.mpf(0)
-                return 1 - mp.exp((y - k) / 2) / 2, mp.exp(-(y + k) / 2) / 2
-
-            return laplace
-        case pairs.BoundedRangePair():
-            eta = number(pair.eta)
-
-            def bounded_range(y):
-                y = min(max(y, -eta), eta)
-                # δ(ε) = (e^{η/2} − e^{ε/2})²/(e^η − 1) and Q[L > ε] = −dδ/dγ, γ = e^ε
-                q = (mp.exp((eta - y) / 2) - 1) / mp.expm1(eta)
-                return (mp.exp(eta / 2) - mp.exp(y / 2)) ** 2 / mp.expm1(eta) + mp.exp(y) * q, q
-
-            return bounded_range
-        case sampled_pairs.SampledRemovePair():
-            base, r = exact_tails(pair.base), number(pair.rate)
-
-            def remove(y):
-                ratio = (mp.exp(y) - 1 + r) / r
-                if ratio < 0:
-                    return mp.mpf(1), mp.mpf(1)
-                p, q = base(mp.log(ratio) if ratio > 0 else -inf)
-                return (1 - r) * q + r * p, q
-
-            return remove
-        case sampled_pairs.SampledAddPair():
-            base, r = exact_tails(pair.base), number(pair.rate)
-
-            def add(y):
-                ratio = (mp.exp(-y) - 1 + r) / r
-                if ratio <= 0:
-                    return mp.mpf(0), mp.mpf(0)
-                p, q = base(-mp.log(ratio))
-                return p, (1 - r) * p + r * q
-
-            return add
-        case sampled_pairs.ReplacePair():
-            remove, add = exact_tails(pair.remove), exact_tails(pair.add)
-
-            def replace(y):
-                if y >= 0:
-                    return remove(y)
-                return add(y)  # what lies below y < 0 is `add`'s, and both sum to 1
-
-            return replace
-        case sampled_pairs.RevealedPair():
-            parts = [exact_tails(row(pair.pairs, i)) for i in range(len(pair.weights))]
-            weights = [mp.mpf(float(w)) for w in pair.weights]
-
-            def revealed(y):
-                both = [part(y) for part in parts]
-                return tuple(mp.fsum(w * b[i] for w, b in zip(weights, both, strict=True)) for i in (0, 1))
-
-            return revealed
-        case mixture_pairs.MixturePair():
-            means = [mp.mpf(float(m)) for m in pair.means]
-            weights = [mp.mpf(float(w)) for w in pair.weights]
-
-            def mixture(y):
-                loss = y if pair.remove else -y
-                if mp.isinf(loss):
-                    x = loss
-                else:
-                    f = lambda x: mp.log(mp.fsum(w * mp.exp(m * x - m * m / 2) for w, m in zip(weights, means, strict=True))) - loss
-                    low, high = mp.mpf(-2), mp.mpf(2)
-                    floor = mp.fsum(w for w, m in zip(weights, means, strict=True) if m == 0)
-                    if floor > 0 and loss <= mp.log(floor):
-                        x = -inf
-                    else:
-                        while f(low) > 0:
-                            low *= 2
-                        while f(high) < 0:
-                            high *= 2
-                        x = mp.findroot(f, (low, high), solver="anderson", tol=mp.mpf(10) ** (-2 * mp.mp.dps + 20), maxsteps=500)
-                above = lambda m: mp.ncdf(m - x) if pair.remove else mp.ncdf(x - m)
-                p, q = mp.fsum(w * above(m) for w, m in zip(weights, means, strict=True)), above(mp.mpf(0))
-                return (p, q) if pair.remove else (q, p)
-
-            return mixture
-        case atomic_pairs.AtomicPair():
-            losses = [mp.mpf(float(pair.first)) + i * mp.mpf(float(pair.gap)) for i in range(len(pair.mass))]
-            masses = [mp.mpf(float(m)) for m in pair.mass]
-
-            def atomic(y):
-                kept = [(m, loss) for m, loss in zip(masses, losses, strict=True) if loss > y]
-                return mp.fsum(m for m, _ in kept), mp.fsum(m * mp.exp(-loss) for m, loss in kept)
-
-            return atomic
-    raise NotImplementedError(type(pair))
+def gaussian_delta(mu: float, epsilon: float) -> mp.mpf:
+    """Balle and Wang 2018, Theorem 5: N(μ, 1) against N(0, 1)."""
+    with mp.workdps(50):
+        m, e = mp.mpf(mu), mp.mpf(epsilon)
+        return mp.ncdf(m / 2 - e / m) - mp.exp(e) * mp.ncdf(-m / 2 - e / m)
 
 
-def row(pair, i):
-    """The i-th pair of a batch."""
-    values = {}
-    for field in dataclasses.fields(pair):
-        value = getattr(pair, field.name)
-        values[field.name] = value[i : i + 1] if isinstance(value, np.ndarray) and len(value) > 1 else value
-        if dataclasses.is_dataclass(value):
-            values[field.name] = row(value, i)
-    return type(pair)(**values)
+def laplace_delta(kappa: float, epsilon: float) -> mp.mpf:
+    """Laplace noise of scale 1/κ: 1 − e^{(ε − κ)/2}."""
+    with mp.workdps(50):
+        return max(1 - mp.exp((mp.mpf(epsilon) - mp.mpf(kappa)) / 2), mp.mpf(0))
+
+
+def pure_delta(epsilon0: float, count: int, epsilon: float) -> mp.mpf:
+    """`count` runs of the worst ε₀-DP mechanism (Kairouz, Oh, Viswanath 2015, Theorem 3.3): a binomial sum."""
+    with mp.workdps(60):
+        e0, e = mp.mpf(epsilon0), mp.mpf(epsilon)
+        high = 1 / (1 + mp.exp(-e0))
+        total = mp.mpf(0)
+        for k in range(count + 1):  # k losses of +ε₀
+            loss = (2 * k - count) * e0
+            if loss > e:
+                total += mp.binomial(count, k) * high**k * (1 - high) ** (count - k) * (1 - mp.exp(e - loss))
+        return total
+
+
+def atoms_delta(losses: list[mp.mpf], mass: list[mp.mpf], count: int, epsilon: float) -> mp.mpf:
+    """`count` runs of a mechanism with few losses, outcome by outcome."""
+    with mp.workdps(50):
+        e, total = mp.mpf(epsilon), mp.mpf(0)
+        for outcome in itertools.combinations_with_replacement(range(len(losses)), count):
+            ways = mp.factorial(count)
+            for i in set(outcome):
+                ways /= mp.factorial(outcome.count(i))
+            loss = sum(losses[i] for i in outcome)
+            if loss > e:
+                total += ways * mp.fprod(mass[i] for i in outcome) * (1 - mp.exp(e - loss))
+        return total
+
+
+def sampled_gaussian_delta(q: float, sigma: float, epsilon: float, remove: bool) -> mp.mpf:
+    """One Poisson-sampled Gaussian release, by Balle and Wang's formula at the transformed ε."""
+    with mp.workdps(50):
+        q, s, e = mp.mpf(q), mp.mpf(sigma), mp.mpf(epsilon)
+        # Outcomes x with loss above ε are those beyond the crossing of the two densities.
+        gamma = mp.exp(e if remove else -e)
+        ratio = (gamma - 1 + q) / q
+        if ratio <= 0:
+            return (1 - gamma) if remove else mp.mpf(0)
+        x = s**2 * mp.log(ratio) + mp.mpf(1) / 2
+        base, shifted = mp.ncdf(-x / s), mp.ncdf((1 - x) / s)
+        mixture = (1 - q) * base + q * shifted
+        if remove:
+            return mixture - gamma * base
+        return (1 - base) - mp.exp(e) * (1 - mixture)
+
+
+def twice_sampled_gaussian_delta(q: float, sigma: float, epsilon: float, remove: bool) -> mp.mpf:
+    """Two of them: the curve of one averaged over the loss of the other."""
+    with mp.workdps(25):
+        s = mp.mpf(sigma)
+
+        def density(x: mp.mpf) -> mp.mpf:
+            base = mp.npdf(x, 0, s)
+            return (1 - q) * base + q * mp.npdf(x, 1, s) if remove else base
+
+        def loss(x: mp.mpf) -> mp.mpf:
+            value = mp.log(1 - q + q * mp.exp((2 * x - 1) / (2 * s**2)))
+            return value if remove else -value
+
+        def integrand(x: mp.mpf) -> mp.mpf:
+            return density(x) * sampled_gaussian_delta(q, sigma, float(epsilon - loss(x)), remove)
+
+        return mp.quad(integrand, [-12 * s, -4 * s, -s, 0, 0.5, 1, 1 + s, 1 + 4 * s, 1 + 12 * s], maxdegree=7)
+
+
+def log10(x: mp.mpf) -> float:
+    """For messages."""
+    return float(mp.log10(x)) if x > 0 else -math.inf

@@ -1,5 +1,6 @@
 """Private selection: the bounds against exact distributions of the best run, limiting cases, and dp_accounting."""
 
+import itertools
 import math
 
 import mpmath as mp
@@ -38,7 +39,7 @@ def best_of_runs(masses, f):
     for mass in masses:
         sums.append(sums[-1] + mass)
     sums[-1] = mp.mpf(1)
-    return [f(mp.mpf(0))] + [f(high) - f(low) for low, high in zip(sums, sums[1:], strict=False)]
+    return [f(mp.mpf(0))] + [f(high) - f(low) for low, high in itertools.pairwise(sums)]
 
 
 def divergence(order, p, q):
@@ -132,7 +133,7 @@ class TestLimits:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_grows_with_the_mean_and_the_order_and_the_cost_of_a_run(self, shape):
         means = [curve(self.inner, mean, shape) for mean in (1.0, 1.5, 4.0, 100.0, 1e6)]
-        for less, more in zip(means, means[1:], strict=False):
+        for less, more in itertools.pairwise(means):
             assert (less <= more * (1 + 1e-12)).all()
         for whole in means:
             assert (np.diff(whole) >= 0).all()
