@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accountants import report
-from accountants.breakdown import finite_or_text
-from accountants import calibration
+from accountants import calibration, report
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
+from accountants.breakdown import finite_or_text
 from accountants.chain import read_ledger
 from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
@@ -130,8 +129,8 @@ def _profile(args: argparse.Namespace) -> int:
     mu = gdp(accountant)
     result = {
         "profile": [
-            {"epsilon": e, "delta": u, "lower": l}
-            for e, u, l in zip(curve.epsilons.tolist(), curve.upper.tolist(), curve.lower.tolist(), strict=True)
+            {"epsilon": e, "delta": u, "lower": low}
+            for e, u, low in zip(curve.epsilons.tolist(), curve.upper.tolist(), curve.lower.tolist(), strict=True)
         ],
         "advantage": accountant.get_delta(0.0),
         "gdp": {"mu": finite_or_text(mu.mu), "fit_error": mu.fit_error, "floor": mu.floor},
@@ -143,7 +142,7 @@ def _profile(args: argparse.Namespace) -> int:
             f"{'ε':>12}  {'δ at most':>14}",
             *rows,
             f"advantage (TPR − FPR) of any attack: at most {report.upper(result['advantage'])}",
-            f"μ-GDP: μ ≤ {report.upper(mu.mu)} for δ down to {mu.floor:g}, which gives away up to {report.upper(mu.fit_error, 2)} in δ",
+            f"μ-GDP: μ ≤ {report.upper(mu.mu)} for δ down to {mu.floor:g} (up to {report.upper(mu.fit_error, 2)} too much δ)",
         ]
     )
     return _show(args, result, text)
@@ -218,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def sampled(sub: argparse.ArgumentParser, required: bool = True) -> None:
         sub.add_argument("--noise_multiplier", type=float, required=required, metavar="S", help="noise / clip norm")
-        sub.add_argument(
-            "--sampling_probability", type=float, required=required, metavar="Q", help="of each unit at each step"
-        )
+        sub.add_argument("--sampling_probability", type=float, required=required, metavar="Q", help="of each unit at each step")
         sub.add_argument("--steps", type=int, required=required, metavar="T")
         sub.add_argument(
             "--neighbouring_relation",
@@ -235,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     epsilon.add_argument("--delta", type=float, required=True, metavar="D")
     epsilon.add_argument("--conversion", choices=["tight", "classic"], default="tight", help="of the Rényi accountant")
 
-    calibrate = command("calibrate", _calibrate, "Find the noise multiplier (or the sampling probability, or the steps) for a target.")
+    calibrate = command(
+        "calibrate", _calibrate, "Find the noise multiplier (or the sampling probability, or the steps) for a target."
+    )
     calibrate.add_argument("--epsilon", type=float, metavar="E", help="target, with --delta")
     calibrate.add_argument("--delta", type=float, metavar="D")
     calibrate.add_argument("--advantage", type=float, metavar="A", help="target: TPR − FPR of any attack")

@@ -1,7 +1,7 @@
 r"""Dominating pairs of discrete mechanisms: finitely many, evenly spaced losses.
 
-Sources: Canonne, Kamath, Steinke 2020 (discrete Gaussian); Ghosh, Roughgarden, Sundararajan 2009 (discrete Laplace); Kairouz, Oh,
-Viswanath 2015 (randomised response dominates every (ε, δ) guarantee).
+Sources: Canonne, Kamath, Steinke 2020 (discrete Gaussian); Ghosh, Roughgarden, Sundararajan 2009 (discrete Laplace);
+Kairouz, Oh, Viswanath 2015 (randomised response dominates every (ε, δ) guarantee).
 """
 
 import dataclasses

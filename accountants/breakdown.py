@@ -144,12 +144,13 @@ def _divergences(
     enough to share by, though not a bound.
     """
     rdp = RdpAccountant(neighbouring_relation=relation)
+    zero = np.zeros(len(rdp.orders))
     try:
-        curves = [sum(rdp.divergence(c.event, c.count) for c in charges) for charges in parts.values()]
+        curves = [sum((rdp.divergence(c.event, c.count) for c in charges), zero) for charges in parts.values()]
     except UnsupportedEventError:
         order = 8.0
         return order, [sum(pair_divergence(c.event, relation, order) * c.count for c in charges) for charges in parts.values()]
-    order = rdp.convert(sum(curves, np.zeros(len(rdp.orders))), delta)[1]
+    order = rdp.convert(sum(curves, zero), delta)[1]
     return order, [float(curve[rdp.orders.index(order)]) for curve in curves]
 
 

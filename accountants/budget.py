@@ -43,9 +43,7 @@ class Budget:
         self.epsilon_ceiling = float(epsilon_ceiling)
         self.delta = open_unit(delta, "delta")
         self._ledger = ledger
-        self._accountant: Accountant = make_accountant(
-            accountant, neighbouring_relation=ledger.contents.neighbouring_relation
-        )
+        self._accountant: Accountant = make_accountant(accountant, neighbouring_relation=ledger.contents.neighbouring_relation)
         self._counts: dict[DpEvent, int] = {}
         self._fits: dict[DpEvent, int] = {}  # counts whose joint ε, below, is known
         self._fits_epsilon = math.inf

@@ -34,8 +34,8 @@ def calibrate(
 ) -> float:
     """The cheapest parameter whose event costs no more than a target.
 
-    The target is one of: `epsilon` at `delta`; an attacker's `advantage` (TPR − FPR); an attacker's true-positive rate `tpr` at the
-    false-positive rate `fpr`.
+    The target is one of: `epsilon` at `delta`; an attacker's `advantage` (TPR − FPR); an attacker's true-positive rate
+    `tpr` at the false-positive rate `fpr`.
 
     Args:
       make_event: parameter → event. The cost must fall as the parameter grows (a noise multiplier, say), or rise if `rising`.
@@ -55,7 +55,7 @@ def calibrate(
       InvalidEventError: an argument lies outside its domain, or not exactly one target is given.
     """
     measure, target, name = _target(epsilon, delta, advantage, tpr, fpr)
-    cheap, dear = (bounds if rising else bounds[::-1])
+    cheap, dear = bounds if rising else bounds[::-1]
     cheap, dear = positive(cheap, "bounds"), positive(dear, "bounds")
 
     def cost(parameter: float) -> float:
@@ -139,7 +139,8 @@ def calibrate_steps(
 ) -> int:
     """How many runs of `event` cost at most `epsilon`; up to 10^9. Zero if one already costs more.
 
-    Near the limit one run moves ε by less than an accountant resolves: the count may be a fraction of a per cent short, never over.
+    Near the limit one run moves ε by less than an accountant resolves: the count may be a fraction of a per cent short,
+    never over.
     """
     measure, target, _ = _target(epsilon, delta, None, None, None)
 
@@ -190,8 +191,8 @@ def _target(
 def _search(cost: Callable[[float], float], target: float, cheap: float, dear: float, start: float) -> float | None:
     """The x nearest to `dear` with cost(x) in [(1 − _CLOSE) · target, target], or None if even cost(dear) does not exceed it.
 
-    `cost` falls from `dear` to `cheap`. First a bracket around `start`, by doubling its distance; then false position between the
-    logarithms of costs, halving the weight of an end that stays (the Illinois method).
+    `cost` falls from `dear` to `cheap`. First a bracket around `start`, by doubling its distance; then false position
+    between the logarithms of costs, halving the weight of an end that stays (the Illinois method).
     """
 
     def gap(value: float) -> float:

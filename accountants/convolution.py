@@ -7,8 +7,8 @@ cumulant generating function (saddle-point tilting: Koskela and Honkela 2021; Al
 
 The sources of error, and what is done with them:
 
-* *Aliasing.* The transform is as long as a window that holds all but η of the tilted mass; η comes from Chernoff's bound with the
-  measures' own K. Mass outside appears inside, where an upper bound may keep it; a lower bound takes 2η off.
+* *Aliasing.* The transform is as long as a window that holds all but η of the tilted mass; η comes from Chernoff's bound
+  with the measures' own K. Mass outside appears inside, where an upper bound may keep it; a lower bound takes 2η off.
 * *Rounding.* Each output of an FFT of non-negative numbers that sum to 1 is off by at most γ = c·u·log₂N, the depth of its
   summation tree times the unit roundoff u (Higham 2002, section 24.1, componentwise). Powers and the inverse transform carry
   this to a bound per lattice point, which is added (upper) or subtracted (lower).
@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 _UNIT = 2.0**-53
 _DEPTH = 8  # roundings on each level of the transform's summation tree, generously
 _WEIGHT_ERROR = 1e-14
-_OUTSIDE = 1e-12  # η: tilted mass that may lie outside the window
+_OUTSIDE = 1e-14  # η: tilted mass that may lie outside the window
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
 _CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
@@ -71,9 +71,7 @@ class Composition:
     sign: int
 
 
-def compose(
-    parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int
-) -> Composition:
+def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -> Composition:
     """Composes batches of measures with one step, each measure `counts` (k,) times.
 
     Args:
@@ -219,7 +217,7 @@ def _crossing(c: Composition, target: float, centre: float) -> float:
 
 
 class _Tails(NamedTuple):
-    """Relative to a loss `centre`: δ(ε) = e^{K − θ · centre} (a[i] − e^{ε − centre} b[i]), i the first point with a loss above ε."""
+    """Relative to a loss `centre`: δ(ε) = e^{K − θ · centre} (a[i] − e^{ε − centre} b[i]), i the first point above ε."""
 
     a: Array
     b: Array
@@ -228,8 +226,8 @@ class _Tails(NamedTuple):
 def _missing(c: Composition, u: Array, after: Array) -> Array:
     """At most this of δ (in units as in `_Tails`) comes from mass that lies outside the window, at ε = centre + u.
 
-    All mass lies on lattice points, the next of which is centre + `after`. What lies t above ε counts e^{−θt}(1 − e^{−t}) of its
-    weight at ε, at most 1/(1 + θ).
+    All mass lies on lattice points, the next of which is centre + `after`. What lies t above ε counts e^{−θt}(1 − e^{−t})
+    of its weight at ε, at most 1/(1 + θ).
     """
     anywhere = np.exp(np.clip(-c.tilt * u, -745.0, _NEAR)) / (1 + c.tilt)
     return c.outside * np.minimum(anywhere, np.exp(np.clip(-c.tilt * after, -745.0, _NEAR)))
@@ -341,14 +339,12 @@ def _block_starts(size: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([even, near - 1, size - near]))
 
 
-def _least(
-    f: Callable[[float], float], weight: Callable[[float], float], deviation: Callable[[float], float]
-) -> Tilt:
+def _least(f: Callable[[float], float], weight: Callable[[float], float], deviation: Callable[[float], float]) -> Tilt:
     """About the θ in [1e-3, 1e8] at which a function that is unimodal in log θ is least, and one to compute with.
 
     Any θ gives a valid bound. Where the loss has a heavy tail the best θ lies where the tilted mass jumps into that tail and is
-    spread widely. A lower θ then asks for less work: `weight(θ)` times the difference in f is lost in log δ, that is in the precision
-    of the transform, which has some to give.
+    spread widely. A lower θ then asks for less work: `weight(θ)` times the difference in f is lost in log δ, that is in
+    the precision of the transform, which has some to give.
 
     Args:
       f: what is to be least.

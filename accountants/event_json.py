@@ -31,7 +31,9 @@ def from_json(text: str | bytes) -> DpEvent:
     if not isinstance(data, Mapping) or set(data) != {"schema", "event"}:
         raise InvalidEventError("a stored event must be a JSON object with the fields ['event', 'schema']")
     if data["schema"] != SCHEMA:
-        raise InvalidEventError(f"schema {data['schema']!r:.40} is not the one this version reads ({SCHEMA}); upgrade accountants")
+        raise InvalidEventError(
+            f"schema {data['schema']!r:.40} is not the one this version reads ({SCHEMA}); upgrade accountants"
+        )
     return from_dict(data["event"])
 
 

@@ -13,7 +13,7 @@ it is the accountant that knows that replacing one unit moves the result by up t
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accountants import domains
@@ -398,11 +398,8 @@ class SingleEpochTreeAggregationDpEvent(DpEvent):
     def __post_init__(self) -> None:
         sigma = domains.non_negative(self.noise_multiplier, "noise_multiplier")
         object.__setattr__(self, "noise_multiplier", sigma)
-        counts = self.step_counts
-        try:
-            given = tuple(counts)  # type: ignore[arg-type]
-        except TypeError:
-            given = (counts,)
+        counts: Any = self.step_counts
+        given: tuple[Any, ...] = tuple(counts) if isinstance(counts, Iterable) else (counts,)
         object.__setattr__(self, "step_counts", tuple(domains.whole(c, "step_counts") for c in given))
 
     @property
@@ -445,7 +442,7 @@ class RepeatAndSelectDpEvent(DpEvent):
 class ParallelDpEvent(DpEvent):
     """Each of `events` saw its own part of the data; the parts are disjoint, and a unit lies in one of them.
 
-    The part in which a unit lies must not depend on other units (McSherry 2009).
+    The part in which a unit lies must not depend on other units (McSherry 2009) nor, under replace_one, on its own value.
     """
 
     events: tuple[DpEvent, ...]

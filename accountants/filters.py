@@ -1,11 +1,14 @@
 """Adaptively chosen events: a filter that stops in time, and an odometer that says what was spent.
 
-They make different promises. A *filter* fixes (ε, δ) first; whatever is then chosen, with sight of everything released before, the whole
+They make different promises. A *filter* fixes (ε, δ) first; whatever is then chosen, with sight of everything released
+before, the whole
 interaction is (ε, δ)-DP. Rényi filters do so without loss: the sum of the (adaptive) divergences may not pass the budget
-(Feldman and Zrnic 2021, Theorem 4.3; Lécuyer 2021). The order is fixed with the budget: which of several orders holds could depend on what
-was released, and then δ would have to be paid for each. An *odometer* has no ceiling fixed first; its running figure holds at every moment
-at once only if it pays for the choice of when to look, so its δ is split over doubling thresholds (Rogers, Roth, Ullman, Vadhan 2016;
-Lécuyer 2021, section 4).
+(Feldman and Zrnic 2021, Theorem 4.3; Lécuyer 2021). The order is fixed with the budget: which of several orders holds
+could depend on what
+was released, and then δ would have to be paid for each. An *odometer* has no ceiling fixed first; its running figure holds
+at every moment
+at once only if it pays for the choice of when to look, so its δ is split over doubling thresholds (Rogers, Roth, Ullman,
+Vadhan 2016; Lécuyer 2021, section 4).
 """
 
 import dataclasses
@@ -87,7 +90,8 @@ class Filter:
         """
         if self.would_exceed(event, count):
             raise BudgetExceededError(
-                f"{count} more would pass epsilon = {self.promise.epsilon:g} at delta = {self.promise.delta:g}; nothing was released"
+                f"{count} more would pass epsilon = {self.promise.epsilon:g} at delta = {self.promise.delta:g}; "
+                "nothing was released"
             )
         self._accountant.compose(event, count)
 
@@ -97,78 +101,12 @@ class Filter:
         return 1 - float(self._accountant.rdp[0]) / self._budget if self._budget else 0.0
 
 
-class OdometerReading:
-    """(ε, δ) for what was released up to now: it holds at all readings at once, and moves only upwards."""
-
-    epsilon: float
-    delta: float
-    neighbouring_relation: NeighbouringRelation
-
-
-class Filter:
-    """Stops before (ε, δ) is passed. Events may be chosen adaptively.
-
-    Example:
-      >>> from accountants import Filter, GaussianDpEvent
-      >>> stop = Filter(epsilon=1.0, delta=1e-5)
-      >>> while not stop.would_exceed(GaussianDpEvent(10.0)):
-      ...     stop.charge(GaussianDpEvent(10.0))
-      >>> stop.promise.epsilon
-      1.0
-    """
-
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        delta: float,
-        neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE,
-        order: float | None = None,
-    ):
-        """Fixes the budget.
-
-        Args:
-          epsilon: > 0.
-          delta: in (0, 1).
-          neighbouring_relation: under which both are meant.
-          order: Rényi order, > 1; by default the one at which most Gaussian events fit.
-        """
-        self.order, self._budget = _allowance(
-            DEFAULT_ORDERS if order is None else check_orders((order,)), positive(epsilon, "epsilon"), open_unit(delta, "delta")
-        )
-        self._accountant = RdpAccountant((self.order,), neighbouring_relation=neighbouring_relation)
-        self.promise = FilterPromise(float(epsilon), float(delta), self._accountant.neighbouring_relation)
-
-    def would_exceed(self, event: Any, count: int = 1) -> bool:
-        """Whether charging `count` runs of `event` would pass the budget. Charges nothing."""
-        after = self._accountant.rdp + self._accountant.divergence(event, count)
-        return not float(after[0]) <= self._budget
-
-    def charge(self, event: Any, count: int = 1) -> None:
-        """Counts `count` runs of `event`, which may be released after it returns.
-
-        Raises:
-          BudgetExceededError: they would pass the budget; nothing was counted and nothing may be released.
-        """
-        if self.would_exceed(event, count):
-            raise BudgetExceededError(
-                f"{count} more would pass epsilon = {self.promise.epsilon:g} at delta = {self.promise.delta:g}; nothing was released"
-            )
-        self._accountant.compose(event, count)
-
-    @property
-    def remaining(self) -> float:
-        """The part of the Rényi budget that is left at the order where most is, from 1 to 0."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            left = 1 - self._accountant.rdp / self._budget
-        return float(np.max(np.where(self._budget > 0, left, 0.0)))
-
-
 class Odometer:
     """Says at any time what was spent so far. Events, and when to look, may be chosen adaptively.
 
-    It is a series of filters with ε doubling from `first`, each with its part of δ, of which the first that is not yet passed gives
-    the reading: a reading is coarse, up to twice what was spent. For a ceiling known beforehand use `Filter`; for
+    It is a series of filters with ε doubling from `first`, each with its part of δ, of which the first that is not yet
+    passed gives
+    the reading: a reading is coarse, several times what was spent at worst. For a ceiling known beforehand use `Filter`; for
     events fixed beforehand an accountant, which is exact.
     """
 

@@ -7,9 +7,9 @@ import dataclasses
 class Interval:
     """`lower` ≤ exact ≤ `upper`. The upper end is the one to report.
 
-    `lower` is 0 where only an upper bound is known: by the Rényi accountant, and for mechanisms whose worst case is dominated by
-    the pair of distributions that is accounted but need not be as bad (the exponential mechanism, composed; above-threshold; sampling
-    under replace_one; truncated batches).
+    `lower` is 0 where only an upper bound is known: by the Rényi accountant, and for mechanisms whose worst case is
+    dominated by the pair of distributions that is accounted but need not be as bad (the exponential mechanism, composed;
+    above-threshold; sampling under replace_one; truncated batches).
 
     Attributes:
       lower, upper: of ε, or of δ.

@@ -87,9 +87,7 @@ class Fineness:
     largest: float
 
 
-def sandwich(
-    pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fineness: Fineness | None = None
-) -> Sandwich:
+def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fineness: Fineness | None = None) -> Sandwich:
     """Discretises a batch of pairs.
 
     Args:
@@ -233,7 +231,7 @@ def _thinned(anchor: Array, step: float, below: int, above: int, fineness: Finen
 
 
 def _outwards(levels: Array, limit: int, most: int) -> Index:
-    """1, 2, 3, … as far as the first of `levels`, then every second up to the next one, and so on, to `limit` or just past it."""
+    """1, 2, 3, … to the first of `levels`, then every second up to the next one, and so on, to `limit` or just past it."""
     parts, start, stride = [], 0, 1
     for level in [*np.maximum(levels, _REACHES + 4).tolist(), np.inf]:
         stop = min(level, limit)
@@ -293,8 +291,10 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
 def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array:
     """A lower bound for few atoms: the lower ones move up to the next lattice point, the higher ones down.
 
-    That makes the measure less spread out. What it adds to δ(ε) e^{−ε} comes from atoms that moved up and falls with ε until it is 0 where
-    the last of them lies; what it takes away comes from those that moved down and is constant up to where the first of them lies. So it is
+    That makes the measure less spread out. What it adds to δ(ε) e^{−ε} comes from atoms that moved up and falls with ε
+    until it is 0 where
+    the last of them lies; what it takes away comes from those that moved down and is constant up to where the first of
+    them lies. So it is
     below the original if it is so at ε → −∞, that is if the Q-mass does not fall, which says how many may move up; atoms of one
     cell move the same way.
     """
@@ -381,12 +381,16 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
     drop[rows, end] = 0.0
     drop[rows, start] = 0.0
     up = np.minimum(excess * (1 + w) / w, p)
-    mass = atoms
+    merged, mass = atoms.copy(), atoms
     mass[:, :-1] += p - up
     mass[:, 1:] += up
     slope = np.diff(drop, axis=1)
     mass[:, :-1] -= slope / w
     mass[:, 1:] += slope * ((1 + w) / w)
+    for row in np.flatnonzero(end - start < 2):
+        # No point in between that could be let down: what lies between two lattice points goes to the lower one.
+        mass[row] = merged[row]
+        mass[row, :-1] += p[row]
     for row in np.flatnonzero((mass < 0).any(axis=1)):
         mass[row] = _convex(mass[row], losses, int(start[row]), int(end[row]))
     return mass

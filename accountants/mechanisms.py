@@ -67,14 +67,14 @@ class Direction:
     spent: float
     """Probability that some loss is infinite: δ that is spent at every ε."""
     attained: bool
-    """Whether mechanisms that these events describe can be as bad as their pairs; if not, only the upper bound means something."""
+    """Whether mechanisms that these events describe can be as bad as their pairs; if not, only an upper bound follows."""
 
 
 class _Pairs(NamedTuple):
     """A mechanism in both directions; `add` is None where it is the same, `remove` where every loss is 0 or infinite.
 
-    `infinite` is the probability of infinite loss; where it is not 0, the pair's own masses sum to the rest. `attained` is false where
-    the pair dominates the mechanism but is not known to be its worst case.
+    `infinite` is the probability of infinite loss; where it is not 0, the pair's own masses sum to the rest. `attained` is
+    false where the pair dominates the mechanism but is not known to be its worst case.
     """
 
     remove: Pair | None
@@ -248,7 +248,9 @@ def _mixture(event: MixtureOfGaussiansDpEvent, relation: NeighbouringRelation) -
     if not means.any():
         return _Pairs(None)
     if means.max() > MAX_SHIFT:
-        raise UnsupportedEventError(f"a shift of more than {MAX_SHIFT:g} standard deviations is beyond the numerical accountant")
+        raise UnsupportedEventError(
+            f"a shift of more than {MAX_SHIFT:g} standard deviations is beyond the numerical accountant"
+        )
     weights = weights / weights.sum()
     return _Pairs(MixturePair(means, weights, True), MixturePair(means, weights, False))
 
@@ -256,10 +258,10 @@ def _mixture(event: MixtureOfGaussiansDpEvent, relation: NeighbouringRelation) -
 def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRelation) -> _Pairs:
     parts = leaves(inner)
     match list(parts.items()):
-        case [(EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta), 1)]:
+        case [(EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta), 1)] if delta > 0:
             # Balle, Barthe, Gaboardi 2018, Theorem 8: (log(1 + q(e^ε − 1)), qδ).
             amplified = epsilon + math.log(q + (1 - q) * math.exp(-epsilon)) if q < 1 else epsilon
-            return _pairs(EpsilonDeltaDpEvent(max(amplified, 0.0), q * delta), relation)
+            return _pairs(EpsilonDeltaDpEvent(max(amplified, 0.0), q * delta), relation)._replace(attained=False)
     found = directions(parts.items(), relation)
     if not found[0].mechanisms:
         return _Pairs(None, infinite=q * found[0].spent)
@@ -307,7 +309,7 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
     base = GaussianPair(mus[:, None])
     rates = np.minimum(rates, 1 - 2.0**-53)[:, None]
     sampled = SampledRemovePair(base, rates), SampledAddPair(base, rates)
-    return _Pairs(*(RevealedPair(pair, chance) for pair in sampled), attained=False)
+    return _Pairs(RevealedPair(sampled[0], chance), RevealedPair(sampled[1], chance), attained=False)
 
 
 def _few_enough(event: DpEvent, atoms: float) -> None:

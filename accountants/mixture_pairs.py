@@ -101,5 +101,3 @@ class MixturePair:
             left = self._loss(middle) < loss
             low, high = np.where(left, middle, low), np.where(left, high, middle)
         return np.where(below, -_FAR, np.where(above, _FAR, 0.5 * (low + high)))
-
-

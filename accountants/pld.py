@@ -12,6 +12,7 @@ is asked for:
 What comes out is measured, not trusted: where the interval is wider than asked for, the step shrinks and it is done again.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
 _NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
-_LOW_TAIL = 1e-12  # probability of the lowest losses that may be moved, in all
+_LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 
 
 class PldAccountant:
@@ -183,7 +184,7 @@ def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: flo
 def _with_renyi(
     interval: Interval, counts: Counts, relation: NeighbouringRelation, bound: Callable[[RdpAccountant], float]
 ) -> Interval:
-    """`interval`, or the Rényi accountant's upper bound if that is lower: where refining ended early, or the pairs are not attained."""
+    """`interval`, or the Rényi accountant's upper bound if that is lower: refining ended early, or pairs are not attained."""
     if interval.lower >= (1 - _WIDE) * interval.upper or interval.upper == 0:
         return interval
     rdp = RdpAccountant(neighbouring_relation=relation)
@@ -199,9 +200,7 @@ _ANCHORS = 9  # tilts from which a profile is computed
 
 
 @functools.lru_cache(maxsize=64)
-def _profile(
-    counts: Counts, relation: NeighbouringRelation, epsilons: tuple[float, ...], rtol: float
-) -> tuple[Array, Array]:
+def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[float, ...], rtol: float) -> tuple[Array, Array]:
     wanted = np.array(epsilons)
     lower, upper = np.zeros(len(wanted)), np.zeros(len(wanted))
     for direction in directions(counts, relation):
@@ -320,16 +319,19 @@ class _Search:
         self._question, self._rtol = question, rtol
         self._groups = _grouped(direction)
         self._total = float(sum(counts.sum() for _, counts in self._groups))
-        rough, widest = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
-        tilt = question.tilt(rough)
-        self._tilt, self._best_tilt = (min(t, _MAX_EXPONENT / widest) for t in (tilt.used, tilt.best))
-        self.guess = question.guess(rough, self._best_tilt)
+        self._rough, self._range = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
+        self._aim(question.tilt(self._rough))
+        self.guess = question.guess(self._rough, self._best_tilt)
+
+    def _aim(self, tilt: Tilt) -> None:
+        """Sets the tilt and what follows from it."""
+        rough = self._rough
+        self._tilt, self._best_tilt = (min(t, _MAX_EXPONENT / self._range) for t in (tilt.used, tilt.best))
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
         low, high = convolution.window(rough, self._tilt)
-        self._rough, self._span = rough, high - low
+        self._span = high - low
         self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
-        self._floor = max(self._span / _MAX_POINTS, widest / _MAX_CELLS)
-        self._range = widest
+        self._floor = max(self._span / _MAX_POINTS, self._range / _MAX_CELLS)
         self._measured: tuple[float, float] | None = None
 
     def run(self, unless_below: float) -> Interval:
@@ -338,7 +340,7 @@ class _Search:
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
         if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
-            step = max(step, max(float(pair.spacing()[0, 0]) for pair, _ in self._groups))  # atoms are exact on any lattice
+            step = max(step, self._range)  # atoms are exact on any lattice
         else:
             step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
         best, before = Interval(0.0, math.inf), math.inf
@@ -346,16 +348,27 @@ class _Search:
             lower, upper = self._bounds(step)
             best = Interval(max(best.lower, lower), min(best.upper, upper))
             if best.lower > best.upper * (1 + 1e-9):
-                raise AccountingError(f"bounds contradict each other ({best}): a bug, please report it; no figure was given out")
+                raise AccountingError(
+                    f"bounds contradict each other ({best}): a bug, please report it; no figure was given out"
+                )
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
             if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
                 break
             before = gap
-            step *= min(0.7, max(0.05, _SAFETY * (allowed / gap) ** (1 / self._power(step, gap)))) if math.isfinite(gap) else 0.25
+            if isinstance(question, _EpsilonQuestion) and best.upper < 0.6 * self.guess:
+                # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
+                self.guess, before = best.upper, math.inf
+                self._aim(self._rough.tilt_for_epsilon(best.upper))
+            shrink = (
+                min(0.7, max(0.05, _SAFETY * (allowed / gap) ** (1 / self._power(step, gap)))) if math.isfinite(gap) else 0.25
+            )
+            step *= shrink
+            # Thinned parts converge as well, should they be what makes it wide.
+            self._fineness = [dataclasses.replace(f, largest=f.largest * shrink) for f in self._fineness]
         return best
 
     def _power(self, step: float, gap: float) -> float:
-        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from the second round on."""
+        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from round two on."""
         before, self._measured = self._measured, (step, gap)
         if before is None or not before[0] > step or not before[1] > gap:
             return 2.0

@@ -5,8 +5,8 @@ Everything here follows from upper bounds of δ(ε), so every bound of an attack
 * Trade-off curve (Dong, Roth, Su 2022, Proposition 6): a test that errs on a share `fpr` of the absent misses at least
   f(fpr) = max over ε of max(1 − δ(ε) − e^ε fpr, e^{−ε}(1 − δ(ε) − fpr)) of the present.
 * Advantage: TPR − FPR ≤ δ(0).
-* Bayes risk at a prior π of presence: the error of the best guess is at least π(1 − δ(log((1 − π)/π))) for π ≤ 1/2, and the same with
-  1 − π beyond (Kaissis et al. 2024 give the same relation).
+* Bayes risk at a prior π of presence: the error of the best guess is at least π(1 − δ(log((1 − π)/π))) for π ≤ 1/2, and
+  the same with 1 − π beyond (Kaissis et al. 2024 give the same relation).
 """
 
 import dataclasses
@@ -71,12 +71,15 @@ def profile(accountant: Accountant, epsilons: Sequence[float] | None = None, *, 
     Raises:
       InvalidEventError: an ε is negative or not a number.
     """
-    if epsilons is None:
+    chosen: Sequence[float] | Array
+    if epsilons is not None:
+        chosen = epsilons
+    else:
         top = accountant.get_epsilon(_FLOOR)
         top = 0.0 if math.isinf(top) else top
         # Dense near 0, where the trade-off curve bends most.
-        epsilons = top * np.linspace(0, 1, points) ** 1.5
-    at = np.unique(np.asarray(epsilons, np.float64))
+        chosen = top * np.linspace(0, 1, points) ** 1.5
+    at = np.unique(np.asarray(chosen, np.float64))
     numerical = _numerical(accountant)
     if numerical is not None:
         lower, upper = numerical.profile(at.tolist())

@@ -84,7 +84,11 @@ def text_table(breakdown: Breakdown) -> str:
     lines.insert(1, "-" * len(lines[0]))
     if math.isinf(breakdown.epsilon):
         return "\n".join(["No privacy guarantee: something was released without noise, ε = ∞ at every δ.", "", *lines])
-    how = f"{breakdown.accountant} accountant, exact ≥ {lower(breakdown.lower)}" if breakdown.lower else f"{breakdown.accountant} accountant"
+    how = (
+        f"{breakdown.accountant} accountant, exact ≥ {lower(breakdown.lower)}"
+        if breakdown.lower
+        else f"{breakdown.accountant} accountant"
+    )
     return "\n".join(
         [
             f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",

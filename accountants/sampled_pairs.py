@@ -37,7 +37,9 @@ class SampledRemovePair(Stackable):
         # p − eʸ q = rate · (p − eˡ q), as eʸ = 1 − rate + rate·eˡ: no cancellation, however small the rate is.
         excess, error = rate * inner.excess, rate * inner.error
         excess[:, 0] = p[:, 0]
-        excess[:, 1:] += np.maximum(1 - rate - np.exp(np.minimum(edges, 0.0)), 0.0) * inner.q[:, 1:]  # an edge below the lowest loss
+        excess[:, 1:] += (
+            np.maximum(1 - rate - np.exp(np.minimum(edges, 0.0)), 0.0) * inner.q[:, 1:]
+        )  # an edge below the lowest loss
         return Cells(p, inner.q, excess, error + ROUND * excess)
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
@@ -112,8 +114,8 @@ class ReplacePair(Stackable):
 
     With probability q the unit, or its replacement, is in the sample, and then the outputs are the pair (P, Q) of the mechanism
     under replace_one; without it they are the same. By advanced joint convexity δ(ε) ≤ q δ_base(log((e^ε − 1 + q)/q)) for
-    ε ≥ 0, the curve of `remove`; by symmetry it is that of `add` for ε ≤ 0; an atom at loss 0 joins them. An upper bound: no mechanism
-    need attain it at every ε.
+    ε ≥ 0, the curve of `remove`; by symmetry it is that of `add` for ε ≤ 0; an atom at loss 0 joins them. An upper bound:
+    no mechanism need attain it at every ε.
 
     Attributes:
       remove, add: the sampled pairs in both directions, made from the mechanism's pair under replace_one.

@@ -134,8 +134,10 @@ def log_inverse_gamma(mean: float, shape: float) -> float:
         low, high = high, 2 * high
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
+        if not low < middle < high:
+            break
         low, high = (middle, high) if _log_mean(middle, shape) < target else (low, middle)
-    return high * (1 + 1e-12) + 1e-15
+    return high * (1 + 1e-12) + 1e-15 / (1 + shape)  # E K ≈ 1 + (1 + η)·log(1/γ)/2 where that is small
 
 
 def _log_mean(x: float, shape: float) -> float:
@@ -147,6 +149,6 @@ def _log_mean(x: float, shape: float) -> float:
 
 def _log_growth(x: Array) -> Array:
     """log((e^x − 1)/x), which is 0 at 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         direct = np.maximum(x, 0) + np.log(-np.expm1(-np.abs(x))) - np.log(np.abs(x))
         return np.where(np.abs(x) < 1e-5, x / 2 + x * x / 24, direct)

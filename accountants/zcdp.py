@@ -24,13 +24,11 @@ from accountants.events import (
 from accountants.mechanisms import leaves
 
 
-def zcdp(
-    event: Any, *, neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE
-) -> float:
+def zcdp(event: Any, *, neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE) -> float:
     """ρ of an event tree, an upper bound; composition adds up. Infinite where there is no guarantee.
 
-    A pure ε-DP mechanism is ε²/2-zCDP (Bun and Steinke 2016, Proposition 3.3), an η-bounded-range one η²/8 (Cesar and Rogers 2021,
-    Lemma 3.2). A random sample does not lower ρ in general, so a sampled mechanism has the ρ of the mechanism.
+    A pure ε-DP mechanism is ε²/2-zCDP (Bun and Steinke 2016, Proposition 3.3), an η-bounded-range one η²/8 (Cesar and
+    Rogers 2021, Lemma 3.2). A random sample does not lower ρ in general, so a sampled mechanism has the ρ of the mechanism.
 
     Args:
       event: ours or a `dp_accounting` one.

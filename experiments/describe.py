@@ -60,7 +60,8 @@ def _accounting(plan: "DpSgdPlan") -> str:
     from accountants.report import lower
 
     bound = plan.epsilon_bound()
-    text = f"{bound.accountant} accountant, certified (exact ε ≥ {lower(bound.lower)}); {plan.neighbouring_relation}; unit: one example"
+    exact = f", certified (exact ε ≥ {lower(bound.lower)})" if bound.lower else ", an upper bound"
+    text = f"{bound.accountant} accountant{exact}; {plan.neighbouring_relation}; unit: one example"
     try:
         more = plan.rdp_noise_multiplier() / plan.noise_multiplier - 1
     except AccountingError:  # the Rényi accountant has no bound here

@@ -154,7 +154,8 @@ def train(
     """
     event, steps = sgd.plan.event, sgd.plan.steps
     step, outcome = int(state.step), Outcome.COMPLETE
-    payable = charged + budget.affordable(event, max(steps - charged, 0))  # decided once: bounds of parts may differ in last digits
+    # Decided once: a numerical bound for fewer updates may exceed the one for all by its last digits.
+    payable = charged + budget.affordable(event, max(steps - charged, 0))
     while step < steps:
         if should_stop():
             outcome = Outcome.INTERRUPTED

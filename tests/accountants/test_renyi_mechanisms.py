@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 
 import mpmath as mp
 import numpy as np
@@ -423,18 +422,15 @@ def test_sampling_amplifies_or_is_refused(event):
     np.testing.assert_array_equal(sampled[-1], curve(event))
 
 
-# Where one pair dominates a whole class of mechanisms, the interval is of that pair. For bounded range no single mechanism has
-# that pair, and a sampled ε-DP mechanism has a smaller one, so the Rényi accountant may come out below.
-WORST_OF_MANY = ("ExponentialMechanismDpEvent", "ReportNoisyMaxDpEvent(noise_multiplier=3.0, noise='gumbel'")
 NUMERICAL = [
     (event, relation)
     for relation in (ADD, REPLACE)
     for event in EVENTS
     if type(event).__name__ not in {"ZCDpEvent", "RepeatAndSelectDpEvent", "NonPrivateDpEvent", *REFUSED_TYPES[relation]}
-    and not repr(event).startswith(WORST_OF_MANY)
+    and not (isinstance(event, events.EpsilonDeltaDpEvent) and event.delta)
 ] + [
     (acc.PoissonSampledDpEvent(0.2, event), ADD)
-    for event in EVENTS[3:12]
+    for event in EVENTS[3:12]  # of a sampled guarantee the numerical accountant knows the amplified guarantee alone
     if not isinstance(event, events.RandomizedResponseDpEvent)
 ]
 
@@ -442,11 +438,9 @@ NUMERICAL = [
 @pytest.mark.parametrize(("event", "relation"), NUMERICAL, ids=lambda value: type(value).__name__)
 def test_is_an_upper_bound_of_the_numerical_accountant(event, relation):
     """Two independent ways from the event to ε. After many compositions the Rényi one must not be far off either."""
-    lower = PldAccountant(neighbouring_relation=relation).compose(event, 30).epsilon_interval(1e-6).lower
+    numerical = PldAccountant(neighbouring_relation=relation).compose(event, 30).epsilon_interval(1e-6)
     epsilon = acc.RdpAccountant(neighbouring_relation=relation).compose(event, 30).get_epsilon(1e-6)
-    assert epsilon >= lower
-    if not (isinstance(event, events.EpsilonDeltaDpEvent) and event.delta):
-        assert epsilon <= 1.35 * lower + 1e-9
+    assert numerical.lower <= epsilon <= 1.35 * numerical.upper + 1e-9
 
 
 @pytest.mark.parametrize("extreme", [1e-320, 1e-160, 1e-20, 1e20, 1e160, 1e308])
@@ -503,18 +497,6 @@ class TestSampledGaussianOfManyOrders:
         right = theirs * (np.array(self.orders) - 1) > 1e-2
         assert right.sum() > 100
         np.testing.assert_allclose(ours[right], theirs[right], rtol=1e-10)
-
-    def test_is_80_times_as_fast_as_dp_accounting(self):
-        def seconds(work, repeats):
-            times = []
-            for _ in range(repeats):
-                start = time.perf_counter()
-                work()
-                times.append(time.perf_counter() - start)
-            return min(times)
-
-        ours = seconds(lambda: renyi.sampled_gaussian(self.orders, 1.0, 0.01), 20)
-        assert 80 * ours < seconds(lambda: self.theirs(0.01, 1.0), 3)
 
     def test_orders_do_not_depend_on_their_company(self):
         """Blocks of orders, in any sequence, give what each order gives alone."""

@@ -1,0 +1,223 @@
+"""Dominating pairs against 40-digit arithmetic, and both lattice measures against the pair's own curve."""
+
+import itertools
+
+import mpmath as mp
+import numpy as np
+import pytest
+
+from accountants import atomic_pairs
+from accountants.mixture_pairs import MixturePair
+from accountants.pairs import BoundedRangePair, GaussianPair, LaplacePair
+from accountants.sampled_pairs import ReplacePair, RevealedPair, SampledAddPair, SampledRemovePair
+from tests.accountants.pair_references import exact_tails
+
+ROUNDING = 2.0**-50
+TINY = 1e-300
+FAMILIES = [
+    "gaussian",
+    "laplace",
+    "bounded_range",
+    "pure",
+    "randomized_response",
+    "discrete_laplace",
+    "discrete_gaussian",
+    "mixture",
+    "mixture_reverse",
+    "revealed",
+]
+SAMPLED = ["gaussian", "laplace", "bounded_range", "pure", "discrete_laplace"]
+
+
+def batch(value):
+    return np.array([[float(value)]])
+
+
+def draw(rng, low, high):
+    """Log-uniform."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def make(name, rng, *, wild=True):
+    """A random pair of a family, over the whole range of parameters that is promised."""
+    match name:
+        case "gaussian":
+            return GaussianPair(batch(draw(rng, 1e-4, 140 if wild else 5)))
+        case "laplace":
+            return LaplacePair(batch(draw(rng, 1e-4, 1e4 if wild else 5)))
+        case "bounded_range":
+            return BoundedRangePair(batch(draw(rng, 1e-4, 1e4 if wild else 5)))
+        case "pure":
+            return atomic_pairs.pure(draw(rng, 1e-4, 1e4 if wild else 5))
+        case "randomized_response":
+            return atomic_pairs.randomized_response(draw(rng, 1e-12, 0.99), int(rng.integers(3, 40)))
+        case "discrete_laplace":
+            return atomic_pairs.discrete_laplace(draw(rng, 1e-3, 5), int(rng.integers(1, 9)))
+        case "discrete_gaussian":
+            return atomic_pairs.discrete_gaussian(draw(rng, 0.3, 3), int(rng.integers(1, 4)))
+        case "mixture" | "mixture_reverse":
+            means = np.concatenate(
+                [[0.0], np.sort(rng.uniform(0, draw(rng, 0.01, 40 if wild else 4), int(rng.integers(1, 4))))]
+            )
+            means = means if rng.random() < 0.7 else means[1:]
+            return MixturePair(means, rng.dirichlet(np.ones(len(means))), name == "mixture")
+        case "revealed":
+            size = int(rng.integers(2, 5))
+            mus, rates = (np.array([[draw(rng, a, b)] for _ in range(size)]) for a, b in ((0.05, 5), (1e-4, 1 - 1e-9)))
+            kind = SampledRemovePair if rng.random() < 0.5 else SampledAddPair
+            return RevealedPair(kind(GaussianPair(mus), rates), rng.dirichlet(np.ones(size)))
+        case "sampled_remove" | "sampled_add" | "replace":
+            base = make(str(rng.choice(SAMPLED)), rng, wild=wild)
+            rate = batch(draw(rng, 1e-8, 1 - 1e-9))
+            remove, add = SampledRemovePair(base, rate), SampledAddPair(base, rate)
+            return {"sampled_remove": remove, "sampled_add": add, "replace": ReplacePair(remove, add)}[name]
+    raise ValueError(name)
+
+
+ALL = [*FAMILIES, "sampled_remove", "sampled_add", "replace"]
+
+
+def random_edges(pair, rng, count=9):
+    """Edges all over the range, outside of it, at its ends, and as close together as a hundred-millionth of it."""
+    tails = [np.array([[10.0 ** -rng.uniform(0.3, most)]]) for most in (25, 250, 25, 250)]
+    low, high = (float(side[0, 0]) for side in pair.quantiles(tails[0], tails[1]))
+    base_low, base_high = (float(side[0, 0]) for side in pair.base_quantiles(tails[2], tails[3]))
+    low, high = min(low, base_low), max(high, base_high)
+    width = max(high - low, 1e-9)
+    edges = rng.uniform(low, high, count).tolist()
+    edges += [x + width * 10.0 ** -rng.uniform(2, 8) for x in edges[:4]]
+    edges += [low, high, low - width, high + width, 0.0, float(rng.normal()), 1e-9]
+    edges = np.unique(np.array(edges))
+    # An edge that is an atom itself belongs to either side, by rounding.
+    atoms = pair.atoms()
+    at = (
+        atoms[0]
+        if atoms is not None
+        else np.array([low, high, 0.0] if pair.spacing() is not None or pair.atom_at_zero() else [])
+    )
+    if len(at):
+        edges = edges[np.abs(edges[:, None] - at).min(axis=1) > 1e-9 * np.abs(at).max()]
+    return edges[None]
+
+
+def exact_cells(pair, edges):
+    """(P, Q, excess) of each cell, and how much of each rounding may take: of an edge, of a tail probability, of the reference."""
+    curve = exact_tails(pair)
+    inverted = isinstance(pair, MixturePair)  # where x is found by bisection, so good to some units of the loss over its slope
+    ends = [(curve(-mp.inf), [mp.mpf(0), mp.mpf(0)], mp.mpf(0))]
+    width = max(float(pair.quantiles(batch(1e-20), batch(1e-20))[1][0, 0]), 0.0)  # a loss is a difference of numbers so large
+    for edge in map(mp.mpf, edges.tolist()):
+        nudge = max(abs(edge), width) * mp.mpf(ROUNDING)
+        before, after = curve(edge - nudge), curve(edge + nudge)
+        ends.append((curve(edge), [abs(x - y) for x, y in zip(before, after, strict=True)], nudge))
+    ends.append(((mp.mpf(0), mp.mpf(0)), [mp.mpf(0), mp.mpf(0)], mp.mpf(0)))
+    cells = []
+    for i, ((above0, moved0, nudge), (above1, moved1, _)) in enumerate(itertools.pairwise(ends)):
+        p, q = (x - y for x, y in zip(above0, above1, strict=True))
+        excess = p if i == 0 else p - mp.exp(mp.mpf(float(edges[i - 1]))) * q
+        # Tail probabilities, of the nearer side, are good to some units in the last place.
+        tails = [min(x, 1 - y) * (1e-12 if inverted else 1e-14) for x, y in zip(above0, above1, strict=True)]
+        unknown = 1e-22 if above0[0] > 1e-3 else TINY  # of the lowest losses nobody needs to know the tiny masses exactly
+        if pair.atoms() is not None:
+            unknown = 1e-15  # masses of atoms sum to 1 but for rounding
+        slack = [m0 + m1 + tail + unknown for m0, m1, tail in zip(moved0, moved1, tails, strict=True)]
+        cells.append(((p, q, excess), (*slack, nudge * p + moved1[0] + unknown)))
+    return cells
+
+
+def faults(pair, edges):
+    """What is wrong with the cells of a batch of one, in words."""
+    cells = pair.cells(edges)
+    for i, (exact, slack) in enumerate(exact_cells(pair, edges[0])):
+        around = edges[0, max(i - 1, 0) : i + 1].tolist()
+        error = float(cells.error[0, i])
+        for name, value, spare, relative in zip(("p", "q", "excess"), exact, slack, (1e-12, 1e-12, 1e-13), strict=True):
+            computed = float(getattr(cells, name)[0, i])
+            allowed = relative * value + spare + (error if name == "excess" else 0)
+            if not (abs(computed - value) <= allowed or (name == "q" and value > 1e300)):
+                yield f"{name} {computed!r} ± {error:.1e}, exact {mp.nstr(value, 17)} at {around}"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cells_are_exact(name):
+    rng = np.random.default_rng(0)
+    with mp.workdps(60):
+        for _ in range(12):
+            pair = make(name, rng)
+            edges = random_edges(pair, rng)
+            assert not list(faults(pair, edges)), pair
+
+
+def curve(pair, epsilons):
+    """δ(ε) at ascending `epsilons`, from the pair's own cells, and a bound of its error. Sums of positive terms."""
+    cells = pair.cells(epsilons[None])
+    delta, error, above = np.empty(len(epsilons)), np.empty(len(epsilons)), 0.0
+    value = bound = 0.0
+    for j in range(len(epsilons) - 1, -1, -1):
+        gap = epsilons[j + 1] - epsilons[j] if j + 1 < len(epsilons) else 0.0
+        value = float(cells.excess[0, j + 1]) - above * math.expm1(-gap) + math.exp(-gap) * value
+        bound = float(cells.error[0, j + 1]) + math.exp(-gap) * bound
+        above += float(cells.p[0, j + 1])
+        delta[j], error[j] = value, bound + 1e-13 * value
+    return delta, error
+
+
+def lattice_curve(lattice, epsilons):
+    """δ(ε) of a measure on a lattice."""
+    losses, mass = lattice.losses[0], lattice.mass[0]
+    gain = losses[None, :] - epsilons[:, None]
+    return (mass * np.where(gain > 0, -np.expm1(-np.maximum(gain, 0.0)), 0.0)).sum(axis=1) + float(lattice.infinite[0])
+
+
+def where_to_look(rng, lattice, pair):
+    low, high = lattice.losses[0, 0], lattice.losses[0, -1]
+    step = lattice.step
+    points = rng.choice(lattice.losses[0], 300)
+    ends = [float(side[0, 0]) for side in pair.quantiles(batch(1e-12), batch(1e-12))]
+    return np.unique(
+        np.concatenate(
+            [
+                rng.uniform(low - 5 * step, high + 5 * step, 900),
+                points + step * rng.uniform(-1, 1, 300),
+                points,
+                *[end + step * rng.normal(size=100) * 3 for end in ends],
+                -np.geomspace(1e-9, 50, 100),
+                np.geomspace(1e-9, 50, 100),
+                [0.0],
+            ]
+        )
+    )
+
+
+def order_faults(pair, step, rng, **options):
+    tails = {"low_tail": batch(10 ** -rng.uniform(6, 30)), "high_tail": batch(10 ** -rng.uniform(6, 40))}
+    both = sandwich(pair, step, **tails, **options)
+    assert (both.lower.mass >= 0).all()
+    assert (both.upper.mass >= 0).all()
+    epsilons = where_to_look(rng, both.upper, pair)
+    exact, error = curve(pair, epsilons)
+    slack = error + 1e-15
+    lower, upper = (lattice_curve(x, epsilons) for x in (both.lower, both.upper))
+    for name, excess in (("lower", lower - exact - slack), ("upper", exact - upper - slack)):
+        worst = int(np.argmax(excess))
+        if excess[worst] > 0:
+            yield f"{name} off by {excess[worst]:.3e} at ε = {epsilons[worst]!r}, δ = {exact[worst]!r}, {tails}"
+
+
+def steps_of(pair, rng):
+    """From far too coarse to fine."""
+    low, high = (float(side[0, 0]) for side in pair.quantiles(batch(1e-9), batch(1e-9)))
+    step = max(high - low, 1e-6) * 10 ** -rng.uniform(-0.7, 3)
+    spacing = pair.spacing()
+    if spacing is None or rng.random() < 0.3:
+        return step
+    return float(spacing[0, 0]) / max(round(float(spacing[0, 0]) / step), 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_both_lattice_measures_are_on_their_side(name):
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        pair = make(name, rng, wild=False)
+        step = steps_of(pair, rng)
+        assert not list(order_faults(pair, step, rng)), (pair, step)
