@@ -37,7 +37,7 @@ class AtomicPair:
     @property
     def losses(self) -> Array:
         """(n,)."""
-        return self.first + self.gap * np.arange(len(self.mass))
+        return np.asarray(self.first + self.gap * np.arange(len(self.mass)), np.float64)
 
     def reversed(self) -> "AtomicPair":
         """(Q, P): each loss changes its sign."""
@@ -49,10 +49,10 @@ class AtomicPair:
         which = np.searchsorted(edges, losses, side="left")
         lower = np.concatenate([[-np.inf], edges])[which]
         count = len(edges) + 1
-        p = np.bincount(which, self.mass, count)
+        p = np.asarray(np.bincount(which, self.mass, count), np.float64)
         with np.errstate(over="ignore"):
-            q = np.bincount(which, self.mass * np.exp(-losses), count)
-        excess = np.bincount(which, -self.mass * np.expm1(np.minimum(lower - losses, 0.0)), count)
+            q = np.asarray(np.bincount(which, self.mass * np.exp(-losses), count), np.float64)
+        excess = np.asarray(np.bincount(which, -self.mass * np.expm1(np.minimum(lower - losses, 0.0)), count), np.float64)
         error = ROUND * (excess + p * float(np.abs(losses).max()))
         return Cells(p[None], q[None], excess[None], error[None])
 

@@ -133,7 +133,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
 def as_lattice(composition: Composition, step: float) -> Lattice:
     """A composition as one measure on a lattice of another step, for further composition at the same tilt."""
     c = composition
-    losses = c.first + c.step * np.arange(len(c.mass))
+    losses = np.asarray(c.first + c.step * np.arange(len(c.mass)), np.float64)
     mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
     centre = float(losses @ c.mass)
     exponent = -c.tilt * (losses - centre)
@@ -197,7 +197,7 @@ def epsilon(composition: Composition, delta_: float) -> float:
 
 
 def _crossing(c: Composition, target: float, centre: float) -> float:
-    losses = c.first + c.step * np.arange(len(c.mass))
+    losses = np.asarray(c.first + c.step * np.arange(len(c.mass)), np.float64)
     tails = _tails(c, centre)
     u = losses - centre
     with np.errstate(under="ignore", over="ignore"):

@@ -250,7 +250,7 @@ def _reach(pair: Pair, end: Array, step: float, side: int) -> Array:
     p = pair.cells(edges[:, ::side]).p[:, ::side]
     enough = np.cumsum(p, axis=1)[:, :_REACHES] >= _CUT * p[:, 1 : _REACHES + 1]
     first = np.where(enough.any(axis=1), enough.argmax(axis=1), _REACHES - 1)
-    return distance[first]
+    return np.asarray(distance[first], np.float64)
 
 
 def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float, Array]:
@@ -271,12 +271,12 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     if sign < 0 and (cells > len(losses) / 8 or cells < _FEW):
         return origin, _contracted(losses, mass, origin, step)
     cell = np.ceil(position).astype(np.int64) - 1
-    inside = (position - cell) * step  # from the cell's lower end, in (0, step]
+    inside = np.asarray((position - cell) * step, np.float64)  # from the cell's lower end, in (0, step]
     count = int(cell[-1]) + 2
 
     def part(chosen: NDArray[np.bool_], edge: float) -> Cells:
-        p = np.bincount(cell[chosen], weights=mass[chosen], minlength=count)
-        excess = np.bincount(cell[chosen], weights=mass[chosen] * -np.expm1(edge - inside[chosen]), minlength=count)
+        p = binned(cell[chosen], mass[chosen], count)
+        excess = binned(cell[chosen], mass[chosen] * -np.expm1(edge - inside[chosen]), count)
         return Cells(p[None], (p - excess)[None], excess[None], 1e-15 * p[None] * step)
 
     low = inside <= step / 2
@@ -286,6 +286,11 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     nothing, unknown = np.zeros(1), np.array([-1])
     grid = _Grid(nothing[:, None], step, np.arange(count + 1), unknown, nothing, unknown, nothing)
     return origin, _lower(first, second, inner, nothing, nothing, grid)[0]
+
+
+def binned(index: Index, mass: Array, count: int = 0) -> Array:
+    """Sums of `mass` (n,) over equal `index` (n,), at least `count` of them."""
+    return np.asarray(np.bincount(index, mass, count), np.float64)
 
 
 def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array:
@@ -309,7 +314,7 @@ def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array
     if rising < len(mass):
         rising = int(np.searchsorted(down, down[rising]))  # the first atom of that cell
     index = np.where(np.arange(len(mass)) < rising, up, down).astype(np.int64)
-    return np.bincount(index, mass)
+    return binned(index, mass)
 
 
 def _upper(first: Cells, second: Cells, inner: Array, width: Array) -> Array:
@@ -361,7 +366,7 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
         atoms[row, last] += p[row, last:].sum() + above[row]
         end[row] = last
         p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
-    losses = grid.step * grid.index
+    losses = np.asarray(grid.step * grid.index, np.float64)
     w = np.expm1(np.diff(losses))
     p, excess = p1 + p2, _over_lower_end(e1, p2, e2, inner) * (1 - 1e-15)
     excess = np.clip(excess, 0.0, p * (w / (1 + w)))

@@ -368,7 +368,7 @@ class _Search:
         return best
 
     def _power(self, step: float, gap: float) -> float:
-        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from round two on."""
+        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from round 2 on."""
         before, self._measured = self._measured, (step, gap)
         if before is None or not before[0] > step or not before[1] > gap:
             return 2.0

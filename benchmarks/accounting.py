@@ -9,6 +9,7 @@ it says so.
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -258,7 +259,7 @@ def known_configurations(slow: bool) -> None:
         columns["dp PLD, 1e-5"] = (lambda c: dp_pld(c, 1e-5), "dp_accounting")
     results = []
     for c in CONFIGURATIONS:
-        results.append({n: measure(lambda f=f, c=c: f(c), needs=needs) for n, (f, needs) in columns.items()})
+        results.append({n: measure(functools.partial(f, c), needs=needs) for n, (f, needs) in columns.items()})
         print(c.name, *(f"{n}: {_ms(m)} ms" for n, m in results[-1].items()), sep="; ", file=sys.stderr, flush=True)
     print("## Known configurations\n")
     print("ours: relative width asked for; dp: dp-accounting, grid; PRV and Opacus PRV: ε ± 0.01.\n")
@@ -276,7 +277,7 @@ def known_configurations(slow: bool) -> None:
     rows.append(["answered", *(str(sum(not r[n].why for r in results)) for n in columns)])
     _table(["configuration", *columns], rows)
     print("Sums of milliseconds over the configurations that both answer; ratios are theirs to ours:\n")
-    pairs = [("ours, 1e-3", "dp PLD, 1e-4")] + [("ours, 1e-4", "dp PLD, 1e-5")] * slow
+    pairs = [("ours, 1e-3", "dp PLD, 1e-4"), ("ours, 1e-4", "dp PLD, 1e-4")] + [("ours, 1e-4", "dp PLD, 1e-5")] * slow
     pairs += [("ours, 1e-3", "PRV"), ("ours, 1e-3", "Opacus PRV"), ("our RDP", "dp RDP"), ("our RDP", "Opacus RDP")]
     header = ["ours", "theirs", "configurations", "sum, ours", "sum, theirs", "ratio of sums", "of processor time"]
     _table([*header, "geometric mean of ratios", "median of ratios", "range of ratios"], [_summary(results, *p) for p in pairs])
@@ -314,9 +315,9 @@ def calibration() -> None:
     rows = []
     for q, steps in CALIBRATIONS:
         found = [
-            measure(lambda q=q, steps=steps: _our_calibration(q, steps)),
-            measure(lambda q=q, steps=steps: _dp_calibration(q, steps, None), needs="dp_accounting"),
-            measure(lambda q=q, steps=steps: _dp_calibration(q, steps, 1e-3), needs="dp_accounting"),
+            measure(functools.partial(_our_calibration, q, steps)),
+            measure(functools.partial(_dp_calibration, q, steps, None), needs="dp_accounting"),
+            measure(functools.partial(_dp_calibration, q, steps, 1e-3), needs="dp_accounting"),
         ]
 
         def show(sigma: float, q: float = q, steps: int = steps) -> str:
@@ -367,6 +368,10 @@ def schedules() -> None:
 ORDERS = list(range(2, 257))
 
 
+def _our_curve(q: float, sigma: float) -> np.ndarray:
+    return RdpAccountant(ORDERS).compose(dpsgd_event(sigma, q, 1)).rdp
+
+
 def _dp_curve(q: float, sigma: float) -> np.ndarray:
     import dp_accounting as dp
     from dp_accounting.rdp import RdpAccountant as Peer
@@ -379,8 +384,8 @@ def curves() -> None:
     print("## Rényi curve: one Poisson-sampled Gaussian step at the 255 orders 2 to 256\n")
     rows = []
     for q, sigma in CURVES:
-        ours = measure(lambda q=q, sigma=sigma: RdpAccountant(ORDERS).compose(dpsgd_event(sigma, q, 1)).rdp)
-        peer = measure(lambda q=q, sigma=sigma: _dp_curve(q, sigma), needs="dp_accounting")
+        ours = measure(functools.partial(_our_curve, q, sigma))
+        peer = measure(functools.partial(_dp_curve, q, sigma), needs="dp_accounting")
         both = not ours.why and not peer.why
         ratio = f"{peer.ms / ours.ms:.3g}" if both else "–"
         difference = f"{np.max(np.abs(ours.value / peer.value - 1)):.2g}" if both else _cell(peer if peer.why else ours, str)

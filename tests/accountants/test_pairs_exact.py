@@ -1,16 +1,18 @@
 """Dominating pairs against 40-digit arithmetic, and both lattice measures against the pair's own curve."""
 
 import itertools
+import math
 
 import mpmath as mp
 import numpy as np
 import pytest
 
 from accountants import atomic_pairs
+from accountants.lattice import Fineness, regrid, sandwich
 from accountants.mixture_pairs import MixturePair
 from accountants.pairs import BoundedRangePair, GaussianPair, LaplacePair
 from accountants.sampled_pairs import ReplacePair, RevealedPair, SampledAddPair, SampledRemovePair
-from tests.accountants.pair_references import exact_tails
+from tests.accountants.pair_references import exact_tails, row
 
 ROUNDING = 2.0**-50
 TINY = 1e-300
@@ -162,17 +164,24 @@ def curve(pair, epsilons):
     return delta, error
 
 
-def lattice_curve(lattice, epsilons):
-    """δ(ε) of a measure on a lattice."""
-    losses, mass = lattice.losses[0], lattice.mass[0]
-    gain = losses[None, :] - epsilons[:, None]
-    return (mass * np.where(gain > 0, -np.expm1(-np.maximum(gain, 0.0)), 0.0)).sum(axis=1) + float(lattice.infinite[0])
+def atoms_curve(losses, mass, epsilons):
+    """δ(ε) of finitely many losses, ascending, at ascending `epsilons`."""
+    points = np.concatenate([losses, epsilons])
+    order = np.argsort(points, kind="stable")
+    masses = np.concatenate([mass, np.zeros(len(epsilons))])[order]
+    delta, value, above = np.empty(len(points)), 0.0, 0.0
+    points = points[order]
+    for j in range(len(points) - 1, -1, -1):
+        gap = points[j + 1] - points[j] if j + 1 < len(points) else 0.0
+        value = -above * math.expm1(-gap) + math.exp(-gap) * value
+        above += masses[j]
+        delta[order[j]] = value
+    return delta[len(losses) :]
 
 
-def where_to_look(rng, lattice, pair):
-    low, high = lattice.losses[0, 0], lattice.losses[0, -1]
-    step = lattice.step
-    points = rng.choice(lattice.losses[0], 300)
+def where_to_look(rng, losses, step, pair):
+    low, high = losses[0], losses[-1]
+    points = rng.choice(losses, 300)
     ends = [float(side[0, 0]) for side in pair.quantiles(batch(1e-12), batch(1e-12))]
     return np.unique(
         np.concatenate(
@@ -189,35 +198,96 @@ def where_to_look(rng, lattice, pair):
     )
 
 
-def order_faults(pair, step, rng, **options):
-    tails = {"low_tail": batch(10 ** -rng.uniform(6, 30)), "high_tail": batch(10 ** -rng.uniform(6, 40))}
-    both = sandwich(pair, step, **tails, **options)
-    assert (both.lower.mass >= 0).all()
-    assert (both.upper.mass >= 0).all()
-    epsilons = where_to_look(rng, both.upper, pair)
-    exact, error = curve(pair, epsilons)
-    slack = error + 1e-15
-    lower, upper = (lattice_curve(x, epsilons) for x in (both.lower, both.upper))
-    for name, excess in (("lower", lower - exact - slack), ("upper", exact - upper - slack)):
-        worst = int(np.argmax(excess))
-        if excess[worst] > 0:
-            yield f"{name} off by {excess[worst]:.3e} at ε = {epsilons[worst]!r}, δ = {exact[worst]!r}, {tails}"
+def order_faults(pair, step, rng, rows=(), fine=False):
+    """What is not `lower` ⪯ exact ⪯ `upper` in a batch, whose rows are `rows` one by one, in words."""
+    rows = rows or [pair]
+    count = 10 ** rng.uniform(0, 7)  # tails as the accountant chooses them, for this many compositions and some δ
+    low_tail, high_tail = 1e-12 / count, 1e-7 * 10 ** -rng.uniform(1, 30) / count
+    full = np.ones((len(rows), 1))
+    fineness = None
+    if fine:
+        levels = np.array([[0.1, 1e-2, 1e-4, 1e-6]]) * full
+        low, high = (np.broadcast_to(side, levels.shape) for side in pair.quantiles(levels, levels))
+        fineness = Fineness(low, high, 0.5 / 10 ** rng.uniform(-2, 2))
+    both = sandwich(pair, step, low_tail=low_tail * full, high_tail=high_tail * full, fineness=fineness)
+    for i, single in enumerate(rows):
+        losses, lower, upper = both.upper.losses[i], both.lower.mass[i], both.upper.mass[i]
+        if not ((lower >= 0).all() and (upper >= 0).all()):
+            yield f"negative mass: {lower.min()}, {upper.min()}"
+        epsilons = where_to_look(rng, losses, both.upper.step, single)
+        exact, error = curve(single, epsilons)
+        slack = error + 2e-15
+        infinite = float(both.upper.infinite[i])
+        for name, off in (
+            ("lower", atoms_curve(both.lower.losses[i], lower, epsilons) - exact - slack),
+            ("upper", exact - atoms_curve(losses, upper, epsilons) - infinite - slack),
+        ):
+            if not off.max() <= 0:
+                worst = int(np.argmax(off))
+                where = f"ε = {epsilons[worst]!r}, δ = {exact[worst]!r}, tails {low_tail}, {high_tail}"
+                yield f"row {i}: {name} off by {off[worst]:.3e} at {where}"
 
 
 def steps_of(pair, rng):
     """From far too coarse to fine."""
     low, high = (float(side[0, 0]) for side in pair.quantiles(batch(1e-9), batch(1e-9)))
-    step = max(high - low, 1e-6) * 10 ** -rng.uniform(-0.7, 3)
+    step = min(max(high - low, 1e-6) * 10 ** -rng.uniform(-0.7, 3), 100.0)
     spacing = pair.spacing()
-    if spacing is None or rng.random() < 0.3:
+    if spacing is None:
         return step
+    # Where there are atoms at both ends a step divides their distance.
     return float(spacing[0, 0]) / max(round(float(spacing[0, 0]) / step), 1)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_both_lattice_measures_are_on_their_side(name):
+@pytest.mark.parametrize("fine", [False, True])
+def test_both_lattice_measures_are_on_their_side(name, fine):
     rng = np.random.default_rng(1)
-    for _ in range(40):
+    for _ in range(12):
         pair = make(name, rng, wild=False)
         step = steps_of(pair, rng)
-        assert not list(order_faults(pair, step, rng)), (pair, step)
+        assert not list(order_faults(pair, step, rng, fine=fine)), (pair, step)
+
+
+def random_batch(rng):
+    """Sampled Gaussians of very different width on one lattice."""
+    size = int(rng.integers(2, 6))
+    base = GaussianPair(np.array([[draw(rng, 1e-3, 5)] for _ in range(size)]))
+    rates = np.array([[draw(rng, 1e-7, 0.999)] for _ in range(size)])
+    kind = (SampledRemovePair, SampledAddPair, GaussianPair)[int(rng.integers(3))]
+    pair = base if kind is GaussianPair else kind(base, rates)
+    return pair, [row(pair, i) for i in range(size)]
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_batches_share_a_lattice(fine):
+    rng = np.random.default_rng(2)
+    for _ in range(12):
+        pair, rows = random_batch(rng)
+        step = steps_of(rows[int(rng.integers(len(rows)))], rng)
+        ends = pair.quantiles(batch(1e-9), batch(1e-9))
+        step = max(step, float(np.max(ends[1] - ends[0])) / 1e4)
+        assert not list(order_faults(pair, step, rng, rows, fine)), (pair, step)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_regrid_is_on_its_side(sign):
+    """Few and many atoms beside the cells, even ones and uneven ones, masses of all sizes."""
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        size = int(10 ** rng.uniform(0.1, 3.3))
+        width = 10 ** rng.uniform(-4, 2)
+        losses = np.sort(rng.uniform(0, width, size)) if rng.random() < 0.5 else np.linspace(0, width, size)
+        losses = losses + width * rng.normal()
+        mass = rng.random(size) * 10 ** -(rng.uniform(0, 12) * rng.random(size))
+        if rng.random() < 0.3:
+            mass[rng.random(size) < 0.7] = 0
+            mass[0] = 1e-9
+        mass = mass / mass.sum()
+        step = min(width / 10 ** rng.uniform(-0.5, 3.5), 20.0)
+        origin, moved = regrid(losses, mass, step, sign=sign)
+        assert (moved >= 0).all()
+        lattice = origin + step * np.arange(len(moved))
+        epsilons = np.unique(np.concatenate([rng.uniform(lattice[0] - step, lattice[-1] + step, 400), rng.choice(losses, 200)]))
+        difference = sign * (atoms_curve(lattice, moved, epsilons) - atoms_curve(losses, mass, epsilons))
+        assert difference.min() >= -3e-15, (size, width, step)
