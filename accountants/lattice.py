@@ -202,7 +202,7 @@ def _lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: F
     bottom, top = np.where(bottom_known, bottom, low), np.where(top_known, top, high)
     anchor = np.where(at_bottom, bottom, top)
     below = int(np.ceil(np.max(np.maximum(anchor - low, 0.0)) / step - 1e-9)) + 1
-    above = int(np.ceil(np.max(np.maximum(high, inner_high) - anchor) / step - 1e-9)) + 1
+    above = int(np.ceil(np.max(np.maximum(np.maximum(high, inner_high) - anchor, 0.0)) / step - 1e-9)) + 1
     index = _thinned(anchor, step, below, above, None if atoms else fineness)
     position = int(np.searchsorted(index, below))
     # With atoms at both ends `step` divides their distance; a hair less at the bottom is a lower bound still.
@@ -392,12 +392,13 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
     slope = np.diff(drop, axis=1)
     mass[:, :-1] -= slope / w
     mass[:, 1:] += slope * ((1 + w) / w)
-    for row in np.flatnonzero(end - start < 2):
-        # No point in between that could be let down: what lies between two lattice points goes to the lower one.
-        mass[row] = merged[row]
-        mass[row, :-1] += p[row]
-    for row in np.flatnonzero((mass < 0).any(axis=1)):
-        mass[row] = _convex(mass[row], losses, int(start[row]), int(end[row]))
+    for row in np.flatnonzero((mass < 0).any(axis=1) | (end - start < 2)):
+        convex = _convex(mass[row], losses, int(start[row]), int(end[row])) if end[row] - start[row] >= 2 else None
+        if convex is None:
+            # Too few points to let down: what lies between two lattice points goes to the lower one.
+            convex = merged[row]
+            convex[:-1] += p[row]
+        mass[row] = convex
     return mass
 
 
@@ -419,7 +420,7 @@ def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array
     return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
 
 
-def _convex(mass: Array, losses: Array, start: int, end: int) -> Array:
+def _convex(mass: Array, losses: Array, start: int, end: int) -> Array | None:
     """The greatest convex minorant of a polygon given by its masses (kinks), on the vertices start … end.
 
     Leaving out a vertex with negative mass joins its neighbours by a chord, which lowers the curve; its mass is shared
@@ -457,8 +458,8 @@ def _convex(mass: Array, losses: Array, start: int, end: int) -> Array:
     return np.array(values)
 
 
-def _cut(mass: Array, losses: Array, start: int, end: int) -> Array:
-    """Lets the polygon reach zero at an earlier vertex, where it ended in a negative mass."""
+def _cut(mass: Array, losses: Array, start: int, end: int) -> Array | None:
+    """Lets the polygon reach zero at an earlier vertex, where it ended in a negative mass; None if that is not to be had."""
     for j in range(end, max(start, end - 200), -1):
         tail = mass[j - 1 : end + 1]
         worth = -np.expm1(losses[j - 1] - losses[j - 1 : end + 1])  # to δ at vertex j − 1
@@ -469,4 +470,4 @@ def _cut(mass: Array, losses: Array, start: int, end: int) -> Array:
             result = mass.copy()
             result[j - 1], result[j], result[j + 1 :] = total - last, last, 0.0
             return _convex(result, losses, start, j)
-    return np.zeros_like(mass)
+    return None

@@ -152,7 +152,7 @@ class LaplacePair(Stackable):
         u = np.clip((edges / k + 1) / 2, 0.0, 1.0)  # where noise falls between the two values
         u = np.concatenate([np.zeros_like(k), u, np.ones_like(k)], axis=1)
         start, x = u[:, :-1], k * np.diff(u)
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", over="ignore"):
             weight = np.exp(-k * (1 - start))
             p = 0.5 * weight * np.expm1(np.minimum(x, 700))
             q = -0.5 * np.exp(-k * start) * np.expm1(-x)
@@ -198,7 +198,7 @@ class BoundedRangePair(Stackable):
         a, b = y[:, :-1], y[:, 1:]
         scale = 1 / -np.expm1(-eta)
         half = (b - a) / 2
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", over="ignore"):
             # P[L > y] = (1 − e^{(y−η)/2}) / (1 − e^{−η}), Q[L > y] = (e^{−(y+η)/2} − e^{−η}) / (1 − e^{−η})
             p = scale * np.exp((a - eta) / 2) * np.expm1(half)
             q = scale * np.exp(-(a + eta) / 2) * -np.expm1(-half)

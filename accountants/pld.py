@@ -334,8 +334,8 @@ class _Search:
         self._floor = max(self._span / _MAX_POINTS, self._range / _MAX_CELLS)
         self._measured: tuple[float, float] | None = None
 
-    def run(self, unless_below: float) -> Interval:
-        """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
+    def _first_step(self, unless_below: float) -> float:
+        """The step with which the interval should be narrow enough."""
         question, tilt = self._question, self._best_tilt
         width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
         step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
@@ -343,6 +343,11 @@ class _Search:
             step = max(step, self._range)  # atoms are exact on any lattice
         else:
             step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
+        return step
+
+    def run(self, unless_below: float) -> Interval:
+        """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
+        question, step = self._question, self._first_step(unless_below)
         best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
             lower, upper = self._bounds(step)
@@ -359,6 +364,8 @@ class _Search:
                 # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
                 self.guess, before = best.upper, math.inf
                 self._aim(self._rough.tilt_for_epsilon(best.upper))
+                step = min(0.7 * step, self._first_step(unless_below))
+                continue
             shrink = (
                 min(0.7, max(0.05, _SAFETY * (allowed / gap) ** (1 / self._power(step, gap)))) if math.isfinite(gap) else 0.25
             )
@@ -486,7 +493,9 @@ def _rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
         low, high = pair.quantiles(tails, tails)
         shape = (len(counts), len(tails[0]))
         low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
-        widest = max(widest, float(np.max(high[:, 0] - low[:, 0])))
+        # Where all losses are nearly one, their size is the scale.
+        size = 1e-3 * max(float(np.max(np.abs(high[:, 0]))), float(np.max(np.abs(low[:, 0]))), 1e-290)
+        widest = max(widest, float(np.max(high[:, 0] - low[:, 0])), size)
         even = low[:, :1] + (high[:, :1] - low[:, :1]) * np.linspace(0, 1, 129)
         edges = np.sort(np.concatenate([low, high, even], axis=1), axis=1)
         cells = pair.cells(edges)

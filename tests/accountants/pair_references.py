@@ -128,3 +128,89 @@ def row(pair, i):
         if dataclasses.is_dataclass(value):
             values[field.name] = row(value, i)
     return type(pair)(**values)
+
+
+def pure_power_delta(epsilon0, count, epsilon):
+    """δ(ε) of `count` runs of randomised response with parameter ε₀: the binomial sum's largest terms, each from the one before."""
+    e0, e = mp.mpf(epsilon0), mp.mpf(epsilon)
+    least = int(mp.floor((e / e0 + count) / 2)) + 1  # so many losses of +ε₀ at least
+    least = max(least, 0)
+    if least > count:
+        return mp.mpf(0)
+    high, ratio = 1 / (1 + mp.exp(-e0)), mp.exp(e0)
+
+    def term(k):
+        return mp.exp(
+            mp.loggamma(count + 1)
+            - mp.loggamma(k + 1)
+            - mp.loggamma(count - k + 1)
+            + k * mp.log(high)
+            + (count - k) * mp.log(1 - high)
+        )
+
+    mode = min(max(least, int(count * high)), count)
+    total = mp.mpf(0)
+    for start, direction in ((mode, 1), (mode - 1, -1)):
+        k, value = start, term(start) if least <= start <= count else mp.mpf(0)
+        while least <= k <= count:
+            total += value * -mp.expm1(e - (2 * k - count) * e0)
+            if value < total * mp.mpf(10) ** -30 and direction * (k - mode) > 3:
+                break
+            value *= ratio * (count - k) / (k + 1) if direction > 0 else k / (ratio * (count - k + 1))
+            k += direction
+    return total
+
+
+def laplace_power_delta(kappa, count, epsilon):
+    """δ(ε) of `count` Laplace mechanisms: so many losses of κ, so many of −κ, and between them e^{y/2} times a sum of uniform ones."""
+    k, e, total = mp.mpf(kappa), mp.mpf(epsilon), mp.mpf(0)
+    for low in range(count + 1):
+        for inside in range(count - low + 1):
+            high = count - low - inside
+            ways = mp.factorial(count) / (mp.factorial(low) * mp.factorial(inside) * mp.factorial(high))
+            weight = ways * (mp.exp(-k) / 2) ** low * mp.mpf(0.5) ** high
+            shift = (high - low) * k
+            if inside == 0:
+                total += weight * max(-mp.expm1(e - shift), 0)
+                continue
+            # A single one has density ¼ e^{(y − κ)/2} on (−κ, κ), so the sum has (½ κ e^{−κ/2})^m e^{y/2} times that of m uniform ones.
+            scale = (k / 2 * mp.exp(-k / 2)) ** inside
+
+            def density(y, m=inside):
+                x = (y / k + m) / 2
+                spline = sum((-1) ** j * mp.binomial(m, j) * max(x - j, 0) ** (m - 1) for j in range(int(mp.floor(x)) + 1))
+                return mp.exp(y / 2) * spline / mp.factorial(m - 1) / (2 * k)
+
+            knots = [-inside * k + 2 * k * j for j in range(inside + 1)]
+            begin = min(max(e - shift, knots[0]), knots[-1])
+            knots = [begin, *[x for x in knots if x > begin]]
+            if len(knots) > 1:
+                total += weight * scale * mp.quad(lambda y: density(y) * -mp.expm1(e - shift - y), knots)
+    return total
+
+
+def atoms_power(losses, mass, count):
+    """Losses and masses of `count` runs, on an even lattice of losses, by direct convolution: a sum of positive terms, good to 1e-13."""
+    gap = (losses[-1] - losses[0]) / (len(losses) - 1)
+    result, square, n = np.ones(1), np.asarray(mass, dtype=float), count
+    while n:
+        if n & 1:
+            result = np.convolve(result, square)
+        square = np.convolve(square, square) if n > 1 else square
+        n >>= 1
+    return count * losses[0] + gap * np.arange(len(result)), result
+
+
+def strongly_sampled_gaussian_delta(q, sigma, count, epsilon):
+    """Removing, with so little noise that each loss is either log(1 − q) or log q + N(μ²/2, μ²), but for e^{−μ²/2}."""
+    q, mu, e, total = mp.mpf(q), 1 / mp.mpf(sigma), mp.mpf(epsilon), mp.mpf(0)
+    for j in range(count + 1):
+        weight = mp.binomial(count, j) * q**j * (1 - q) ** (count - j)
+        fixed = j * mp.log(q) + (count - j) * mp.log(1 - q)
+        if j == 0:
+            total += weight * max(-mp.expm1(e - fixed), 0)
+            continue
+        mean, deviation = fixed + j * mu**2 / 2, mu * mp.sqrt(j)
+        at = (mean - e) / deviation
+        total += weight * (mp.ncdf(at) - mp.exp(e - mean + deviation**2 / 2) * mp.ncdf(at - deviation))
+    return total
