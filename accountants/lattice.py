@@ -306,11 +306,11 @@ def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array
     position = (losses - origin) / step
     down, up = np.floor(position), np.ceil(position)
     with np.errstate(under="ignore"):
-        q = mass * np.exp(losses[0] - losses)
+        q = mass * np.exp(np.minimum(losses[np.argmax(mass > 0)] - losses, 0.0))
         gained = q * np.expm1((position - down) * step)
         lost = -q * np.expm1((position - up) * step)
     left = gained.sum() * (1 - 1e-12) - np.cumsum(gained + lost)
-    rising = int(np.searchsorted(-left, 0.0, side="right"))
+    rising = int(np.searchsorted(-left, 0.0, side="left"))  # strictly positive: what underflowed proves nothing
     if rising < len(mass):
         rising = int(np.searchsorted(down, down[rising]))  # the first atom of that cell
     index = np.where(np.arange(len(mass)) < rising, up, down).astype(np.int64)

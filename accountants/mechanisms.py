@@ -262,6 +262,8 @@ def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRel
             # Balle, Barthe, Gaboardi 2018, Theorem 8: (log(1 + q(e^ε − 1)), qδ).
             amplified = epsilon + math.log(q + (1 - q) * math.exp(-epsilon)) if q < 1 else epsilon
             return _pairs(EpsilonDeltaDpEvent(max(amplified, 0.0), q * delta), relation)._replace(attained=False)
+    if any(isinstance(part, ParallelDpEvent) for part in parts):
+        raise UnsupportedEventError("sampling of parallel cohorts has no pair: sample within each cohort instead")
     found = directions(parts.items(), relation)
     if not found[0].mechanisms:
         return _Pairs(None, infinite=q * found[0].spent)

@@ -53,7 +53,8 @@ class MixturePair:
             else:
                 p, q, error = base[::-1], mixed[::-1], base_error[::-1]
                 weighted = np.exp(np.minimum(edges[0], 700.0)) * q[1:]
-                spread = 8 * ROUND * np.exp(np.minimum(edges[0], 0.0))
+                # Beyond 700 the product is not known: the whole mass is its error.
+                spread = np.where(edges[0] > 700.0, p[1:], 8 * ROUND * np.exp(np.minimum(edges[0], 0.0)))
             excess = np.concatenate([p[:1], np.clip(p[1:] - weighted, 0.0, p[1:])])
             error = error + np.concatenate([[0.0], spread])
         return Cells(p[None], q[None], excess[None], error[None])

@@ -162,10 +162,11 @@ class LaplacePair(Stackable):
             gap = np.minimum(lower + k, 0.0)
             excess = -p * np.expm1(gap) + np.exp(gap) * excess
             upper = np.concatenate([edges, np.full_like(k, np.inf)], axis=1)
-            for where, mass in ((-k, 0.5 * np.exp(-k)), (k, np.full_like(k, 0.5))):
+            half, rest = np.full_like(k, 0.5), 0.5 * np.exp(-k)
+            for where, mass, q_mass in ((-k, rest, half), (k, half, rest)):
                 inside = (lower < where) & (where <= upper)
                 p += np.where(inside, mass, 0.0)
-                q += np.where(inside, mass * np.exp(-where), 0.0)
+                q += np.where(inside, q_mass, 0.0)
                 excess += np.where(inside, -mass * np.expm1(np.minimum(lower - where, 0.0)), 0.0)
         return Cells(p, q, excess, ROUND * (p + excess))
 

@@ -38,7 +38,7 @@ class SampledRemovePair(Stackable):
         excess, error = rate * inner.excess, rate * inner.error
         excess[:, 0] = p[:, 0]
         excess[:, 1:] += (
-            np.maximum(1 - rate - np.exp(np.minimum(edges, 0.0)), 0.0) * inner.q[:, 1:]
+            np.maximum(-(np.expm1(np.minimum(edges, 0.0)) + rate), 0.0) * inner.q[:, 1:]
         )  # an edge below the lowest loss
         return Cells(p, inner.q, excess, error + ROUND * excess)
 

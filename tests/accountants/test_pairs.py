@@ -147,3 +147,12 @@ def test_regridding_keeps_the_side(atoms, step, sign):
     found = -np.expm1(np.minimum(at[:, None] - points, 0)) @ moved
     assert (sign * (found - exact) >= -1e-12).all()
     assert np.abs(found - exact).max() <= 2 * step
+
+
+def test_regridding_from_below_where_q_masses_underflow():
+    losses, mass = np.array([0.0, 2000.0, 2000.5]), np.array([0.0, 0.5, 0.5])
+    origin, moved = regrid(losses, mass, 0.3, sign=-1)
+    points = origin + 0.3 * np.arange(len(moved))
+    at = np.linspace(1995, 2001, 61)
+    exact, found = (-np.expm1(np.minimum(at[:, None] - y, 0)) @ m for y, m in ((losses, mass), (points, moved)))
+    assert (found <= exact + 1e-12).all()

@@ -330,3 +330,17 @@ class TestRobustness:
     def test_rtol_is_checked(self, rtol):
         with pytest.raises(acc.InvalidEventError, match="rtol"):
             acc.PldAccountant(rtol=rtol)
+
+
+def test_samples_of_parallel_cohorts_are_never_taken_for_a_direction():
+    """A sampled cohort that releases nothing once hid the others."""
+    for cohorts in ((acc.NoOpDpEvent(), acc.GaussianDpEvent(1.0)), (acc.GaussianDpEvent(5.0), acc.GaussianDpEvent(1.0))):
+        event = acc.PoissonSampledDpEvent(0.5, acc.ParallelDpEvent(cohorts))
+        with pytest.raises(acc.UnsupportedEventError, match="cohorts"):
+            acc.PldAccountant().compose(event)
+        assert acc.epsilon(event, 1e-5).epsilon >= interval(acc.dpsgd_event(1.0, 0.5, 1)).lower
+
+
+def test_the_largest_shift_of_a_mixture_is_not_over_stated():
+    found = interval(acc.MixtureOfGaussiansDpEvent(1.0, (40.0,), (1.0,)))
+    assert found.lower <= 969.65 <= found.upper
