@@ -37,6 +37,9 @@ _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
 _CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
 _GIVEN_UP = 5.0  # in log δ, of what the best tilt would give
+MAX_POINTS = 2**24
+"""Of one transform."""
+
 _COARSE = 256  # points with which the tilt and the window are searched
 
 
@@ -71,6 +74,10 @@ class Composition:
     sign: int
 
 
+class TooLongError(Exception):
+    """A composition asks for a transform that takes too long."""
+
+
 def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -> Composition:
     """Composes batches of measures with one step, each measure `counts` (k,) times.
 
@@ -88,6 +95,9 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     low, high = window(coarse, tilt, exact=exact)
     base = sum(float(counts @ lattice.origin) for lattice, counts in parts)
     first = math.floor((low - base) / step)
+    wanted = (high - low) / step
+    if not wanted < MAX_POINTS:
+        raise TooLongError(f"a transform of {wanted:.3g} points")
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
     count = length // 2 + 1
     magnitude, phase = np.zeros(count), np.zeros(count)  # of the spectrum: log of the one, the other in radians

@@ -153,10 +153,10 @@ class LaplacePair(Stackable):
         u = np.concatenate([np.zeros_like(k), u, np.ones_like(k)], axis=1)
         start, x = u[:, :-1], k * np.diff(u)
         with np.errstate(under="ignore", over="ignore"):
-            weight = np.exp(-k * (1 - start))
-            p = 0.5 * weight * np.expm1(np.minimum(x, 700))
-            q = -0.5 * np.exp(-k * start) * np.expm1(-x)
-            excess = 2 * weight * np.sinh(np.minimum(x, 700) / 2) ** 2
+            fraction = -np.expm1(-x)
+            p = 0.5 * np.exp(-k * (1 - u[:, 1:])) * fraction
+            q = 0.5 * np.exp(-k * start) * fraction
+            excess = p * fraction
             # `excess` so far is relative to where the interval enters [−κ, κ], which may be above its lower edge.
             lower = np.concatenate([np.full_like(k, -np.inf), edges], axis=1)
             gap = np.minimum(lower + k, 0.0)
@@ -201,9 +201,9 @@ class BoundedRangePair(Stackable):
         half = (b - a) / 2
         with np.errstate(under="ignore", over="ignore"):
             # P[L > y] = (1 − e^{(y−η)/2}) / (1 − e^{−η}), Q[L > y] = (e^{−(y+η)/2} − e^{−η}) / (1 − e^{−η})
-            p = scale * np.exp((a - eta) / 2) * np.expm1(half)
+            p = scale * np.exp((b - eta) / 2) * -np.expm1(-half)
             q = scale * np.exp(-(a + eta) / 2) * -np.expm1(-half)
-            excess = 4 * scale * np.exp((a - eta) / 2) * np.sinh(half / 2) ** 2
+            excess = p * -np.expm1(-half)
             lower = np.concatenate([np.full_like(eta, -np.inf), edges], axis=1)
             gap = np.minimum(lower - a, 0.0)
             excess = -p * np.expm1(gap) + np.exp(gap) * excess

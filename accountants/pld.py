@@ -46,7 +46,6 @@ _ROUNDS = 6
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS = 2**20  # of one mechanism's lattice
-_MAX_POINTS = 2**23  # of one transform, before it is split in two stages
 _THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
 _LEVELS = 12
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
@@ -215,6 +214,8 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
             for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
                 search = _Search(_DeltaQuestion(float(anchor)), direction, rtol)
                 search.run(unless_below=0.0)
+                if search.compositions is None:
+                    continue
                 low, high = search.compositions
                 least = np.maximum(least, convolution.deltas(low, wanted))
                 most = np.minimum(most, convolution.deltas(high, wanted))
@@ -318,6 +319,7 @@ class _Search:
     def __init__(self, question: _Question, direction: Direction, rtol: float):
         self._question, self._rtol = question, rtol
         self._groups = _grouped(direction)
+        self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         self._rough, self._range = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
         self._aim(question.tilt(self._rough))
@@ -331,7 +333,7 @@ class _Search:
         low, high = convolution.window(rough, self._tilt)
         self._span = high - low
         self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
-        self._floor = max(self._span / _MAX_POINTS, self._range / _MAX_CELLS)
+        self._floor = max(self._span / convolution.MAX_POINTS, self._range / _MAX_CELLS)
         self._measured: tuple[float, float] | None = None
 
     def _first_step(self, unless_below: float) -> float:
@@ -350,7 +352,10 @@ class _Search:
         question, step = self._question, self._first_step(unless_below)
         best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
-            lower, upper = self._bounds(step)
+            try:
+                lower, upper = self._bounds(step)
+            except convolution.TooLongError:
+                break  # what is certain so far has to do
             best = Interval(max(best.lower, lower), min(best.upper, upper))
             if best.lower > best.upper * (1 + 1e-9):
                 raise AccountingError(

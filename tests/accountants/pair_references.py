@@ -131,7 +131,7 @@ def row(pair, i):
 
 
 def pure_power_delta(epsilon0, count, epsilon):
-    """δ(ε) of `count` runs of randomised response with parameter ε₀: the binomial sum's largest terms, each from the one before."""
+    """δ(ε) of `count` runs of randomised response with parameter ε₀: the largest terms of a binomial sum."""
     e0, e = mp.mpf(epsilon0), mp.mpf(epsilon)
     least = int(mp.floor((e / e0 + count) / 2)) + 1  # so many losses of +ε₀ at least
     least = max(least, 0)
@@ -162,7 +162,7 @@ def pure_power_delta(epsilon0, count, epsilon):
 
 
 def laplace_power_delta(kappa, count, epsilon):
-    """δ(ε) of `count` Laplace mechanisms: so many losses of κ, so many of −κ, and between them e^{y/2} times a sum of uniform ones."""
+    """δ(ε) of `count` Laplace mechanisms: losses of κ, of −κ, and between them e^{y/2} times a sum of uniform ones."""
     k, e, total = mp.mpf(kappa), mp.mpf(epsilon), mp.mpf(0)
     for low in range(count + 1):
         for inside in range(count - low + 1):
@@ -173,7 +173,7 @@ def laplace_power_delta(kappa, count, epsilon):
             if inside == 0:
                 total += weight * max(-mp.expm1(e - shift), 0)
                 continue
-            # A single one has density ¼ e^{(y − κ)/2} on (−κ, κ), so the sum has (½ κ e^{−κ/2})^m e^{y/2} times that of m uniform ones.
+            # Density of one: ¼ e^{(y − κ)/2} on (−κ, κ); of m: (½ κ e^{−κ/2})^m e^{y/2} times that of m uniform ones.
             scale = (k / 2 * mp.exp(-k / 2)) ** inside
 
             def density(y, m=inside):
@@ -190,7 +190,7 @@ def laplace_power_delta(kappa, count, epsilon):
 
 
 def atoms_power(losses, mass, count):
-    """Losses and masses of `count` runs, on an even lattice of losses, by direct convolution: a sum of positive terms, good to 1e-13."""
+    """Losses and masses of `count` runs on an even lattice, by direct convolution: all terms positive, good to 1e-13."""
     gap = (losses[-1] - losses[0]) / (len(losses) - 1)
     result, square, n = np.ones(1), np.asarray(mass, dtype=float), count
     while n:
