@@ -42,6 +42,9 @@ from accountants.sampled_pairs import ReplacePair, RevealedPair, SampledAddPair,
 MAX_SHIFT = 40.0
 """Largest shift in a mixture of Gaussians, in standard deviations."""
 
+MAX_MU = 1e100
+"""Largest distance of two Gaussians in standard deviations; its square is still a number."""
+
 MAX_ALTERNATIVES = 256
 """Ways in which one unit can lie in parallel cohorts that are gone through one by one."""
 
@@ -220,7 +223,9 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
 
 
 def _gaussian(mu: float) -> _Pairs:
-    return _Pairs(None, infinite=1.0) if mu == math.inf else _Pairs(GaussianPair(_batch(mu)) if mu else None)
+    if mu > MAX_MU:  # so little noise that the loss is as good as infinite; an upper bound
+        return _Pairs(None, infinite=1.0, attained=mu == math.inf)
+    return _Pairs(GaussianPair(_batch(mu)) if mu else None)
 
 
 def _randomized_response(noise: float, buckets: int, relation: NeighbouringRelation) -> _Pairs:
@@ -266,7 +271,7 @@ def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRel
         raise UnsupportedEventError("sampling of parallel cohorts has no pair: sample within each cohort instead")
     found = directions(parts.items(), relation)
     if not found[0].mechanisms:
-        return _Pairs(None, infinite=q * found[0].spent)
+        return _Pairs(None, infinite=q * found[0].spent, attained=found[0].attained)
     if len(found) > 2 or len(found[0].mechanisms) > 1 or found[0].mechanisms[0].count > 1 or found[0].spent > 0:
         raise UnsupportedEventError(
             f"the numerical accountant has no dominating pair for {type(event).__name__} of {type(inner).__name__} "

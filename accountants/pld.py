@@ -162,7 +162,7 @@ Counts = tuple[tuple[DpEvent, int], ...]
 def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: float, rtol: float) -> Interval:
     found = directions(counts, relation)
     if any(direction.spent >= delta for direction in found):
-        return Interval(math.inf, math.inf)
+        return Interval(math.inf if all(direction.attained for direction in found) else 0.0, math.inf)
     interval = _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
     if not all(direction.attained for direction in found):
         interval = Interval(0.0, interval.upper)

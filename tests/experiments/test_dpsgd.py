@@ -155,7 +155,6 @@ BAD = [
     (("--learning_rate=0",), 2, "learning_rate"),
     (("--learning_rate_schedule=linear",), 2, "constant, cosine"),
     (("--neighbouring_relation=swap",), 2, "add_or_remove_one, replace_one, zero_out"),
-    (("--neighbouring_relation=replace_one",), 2, "replace_one"),
     (("--workdir=/dev/null/run", *QUICK), 2, "--workdir"),
     (("--epsilonn=1",), 2, "epsilon"),
     (("--steps=many",), 2, "steps"),
