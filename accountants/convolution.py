@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import xlogy
 
 from accountants.lattice import Lattice, regrid
@@ -86,6 +85,8 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
       tilt: θ > 0.
       sign: +1 to bound from above, −1 from below.
     """
+    from scipy.fft import irfft, next_fast_len, rfft  # a quarter of the time of `import accountants`
+
     step = parts[0][0].step
     if any(not lattice.mass[row].any() for lattice, counts in parts for row in np.flatnonzero(counts)):
         # A lower bound that came to nothing.

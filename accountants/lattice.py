@@ -22,6 +22,7 @@ post-processing.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 _CUT = 0.25  # an end of `lower` holds at least this part of the mass of the cells beside it
+_MUCH = 1e-4  # P-mass at the upper end of `lower`
 _REACHES = 16
 _FEW = 64  # cells over which letting down chords does not pay
 
@@ -357,13 +359,15 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
         cell = high_cell[row]
         atoms[row, end[row]] = above[row] + p1[row, cell + 1 :].sum() + p2[row, cell:].sum()
         p1[row, cell + 1 :] = p2[row, cell:] = e1[row, cell + 1 :] = e2[row, cell:] = 0.0
+    unmerged = np.copy(p1), np.copy(e1), np.copy(p2), np.copy(e2), np.copy(atoms)
     # Elsewhere the last cells become an atom at their lower end, as soon as it is not small beside its neighbours.
-    p = p1 + p2
+    p, merged_high = p1 + p2, np.zeros(k)
     for row in rows[grid.top < 0]:
         enough = p[row] > 0
         enough[2:] &= p[row, 2:] >= _CUT * p[row, :-2]
         last = int(np.flatnonzero(enough)[-1]) if enough.any() else 0
-        atoms[row, last] += p[row, last:].sum() + above[row]
+        merged_high[row] = p[row, last:].sum() + above[row]
+        atoms[row, last] += merged_high[row]
         end[row] = last
         p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
     losses = np.asarray(grid.step * grid.index, np.float64)
@@ -386,19 +390,19 @@ def _lower(first: Cells, second: Cells, inner: Array, below: Array, above: Array
     drop[rows, end] = 0.0
     drop[rows, start] = 0.0
     up = np.minimum(excess * (1 + w) / w, p)
-    merged, mass = atoms.copy(), atoms
+    mass = atoms
     mass[:, :-1] += p - up
     mass[:, 1:] += up
     slope = np.diff(drop, axis=1)
     mass[:, :-1] -= slope / w
     mass[:, 1:] += slope * ((1 + w) / w)
-    for row in np.flatnonzero((mass < 0).any(axis=1) | (end - start < 2)):
-        convex = _convex(mass[row], losses, int(start[row]), int(end[row])) if end[row] - start[row] >= 2 else None
-        if convex is None:
-            # Too few points to let down: what lies between two lattice points goes to the lower one.
-            convex = merged[row]
-            convex[:-1] += p[row]
-        mass[row] = convex
+    # Too few points to let down, or much merged at the upper end.
+    hard = (end - start < 2) | ((grid.top < 0) & (merged_high > _MUCH))
+    for row in np.flatnonzero((mass < 0).any(axis=1) & ~hard):
+        hard[row] = not _make_convex(mass[row], losses, int(start[row]), int(end[row]))
+    if hard.any():
+        a, b, c, d, ends = (part[hard] for part in unmerged)
+        mass[hard] = _beneath(a, b, c, d, ends, start[hard], inner[hard], losses)
     return mass
 
 
@@ -420,15 +424,13 @@ def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array
     return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
 
 
-def _convex(mass: Array, losses: Array, start: int, end: int) -> Array | None:
-    """The greatest convex minorant of a polygon given by its masses (kinks), on the vertices start … end.
+def _make_convex(mass: Array, losses: Array, start: int, end: int) -> bool:
+    """Puts the greatest convex minorant in the place of a polygon given by its masses (kinks) on the vertices start … end.
 
     Leaving out a vertex with negative mass joins its neighbours by a chord, which lowers the curve; its mass is shared
-    between the neighbours so that P and Q are kept.
+    between the neighbours so that P and Q are kept. False where the upper end is negative, and `mass` is not to be used.
     """
-    mass = mass.copy()
-    size = len(mass)
-    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+    before, after = list(range(-1, len(mass) - 1)), list(range(1, len(mass) + 1))
     stack = [int(i) for i in np.flatnonzero(mass < 0)]
     values = mass.tolist()
     while stack:
@@ -437,37 +439,59 @@ def _convex(mass: Array, losses: Array, start: int, end: int) -> Array | None:
         if m >= 0:
             continue
         a, b = before[i], after[i]
-        if i <= start or a < start or b > end:
-            if i >= end or b > end:
-                return _cut(np.array(values), losses, start, end)
+        if i >= end or b > end:
+            return False
+        values[i] = 0.0
+        if i <= start or a < start:
             # At the lower end: mass is taken from the next point, which is to the right and so worth more.
             values[b] += m
-            values[i] = 0.0
-            if values[b] < 0:
-                stack.append(b)
-            continue
-        share = np.expm1(losses[a] - losses[i]) / np.expm1(losses[a] - losses[b])
-        values[i] = 0.0
-        values[a] += m * (1 - share)
-        values[b] += m * share
-        after[a], before[b] = b, a
-        if values[a] < 0:
-            stack.append(a)
+        else:
+            share = math.expm1(losses[a] - losses[i]) / math.expm1(losses[a] - losses[b])
+            values[a] += m * (1 - share)
+            values[b] += m * share
+            after[a], before[b] = b, a
+            if values[a] < 0:
+                stack.append(a)
         if values[b] < 0:
             stack.append(b)
-    return np.array(values)
+    mass[:] = values
+    return True
 
 
-def _cut(mass: Array, losses: Array, start: int, end: int) -> Array | None:
-    """Lets the polygon reach zero at an earlier vertex, where it ended in a negative mass; None if that is not to be had."""
-    for j in range(end, max(start, end - 200), -1):
-        tail = mass[j - 1 : end + 1]
-        worth = -np.expm1(losses[j - 1] - losses[j - 1 : end + 1])  # to δ at vertex j − 1
-        value, total = float(tail @ worth), float(tail.sum())
-        value_at_j = float(tail[1:] @ -np.expm1(losses[j] - losses[j : end + 1]))
-        last = value / worth[1]
-        if value_at_j >= 0 and 0 <= last <= total:
-            result = mass.copy()
-            result[j - 1], result[j], result[j + 1 :] = total - last, last, 0.0
-            return _convex(result, losses, start, j)
-    return None
+def _beneath(p1: Array, e1: Array, p2: Array, e2: Array, atoms: Array, start: Index, inner: Array, losses: Array) -> Array:
+    """A lower bound where the curve falls within a cell or two by so much that its chords can't be let down.
+
+    Merging each part of a cell at its barycentre lowers the curve to its tangents at lattice points and inner points, a polygon
+    with kinks between the lattice points. From the upper end on, where 0 is a lower bound, each segment is as steep as it can
+    be without passing above a kink of its cell or the next lattice point.
+    """
+    k, count = p1.shape
+    w = np.expm1(np.diff(losses))
+    q1, q2 = p1 - e1, (p2 - e2) * np.exp(-inner)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        g1 = np.where(q1 > 0, np.minimum(e1 / q1, w), 0.0)  # where the kinks are, from the lower end of the cell
+        g2 = np.where(q2 > 0, np.clip(p2 / q2 - 1, g1, w), w)
+    tangents, value, slope, steep = (np.zeros(k) for _ in range(4))  # slopes in units in which the lattice point is at 1
+    mass = np.zeros((k, count + 1))
+    for i in range(count - 1, -1, -1):
+        inside = i >= start
+        # Tangents at the kinks and at the lower end. Their slope is the Q-mass above.
+        slope_2 = (slope + atoms[:, i + 1]) / (1 + w[i])
+        rise_2 = slope_2 * (w[i] - g2[:, i])
+        rise_1 = rise_2 + (slope_2 + q2[:, i]) * (g2[:, i] - g1[:, i])
+        slope_0 = slope_2 + q2[:, i] + q1[:, i]
+        at_0 = tangents + rise_1 + slope_0 * g1[:, i]
+        steepest = (at_0 - value) / w[i]
+        gap = np.maximum(tangents - value, 0.0)
+        for rise, g in ((rise_1, g1[:, i]), (rise_2, g2[:, i])):
+            # A kink at the upper end itself is no constraint that the next kink is not.
+            steepest = np.minimum(steepest, np.divide(gap + rise, w[i] - g, out=np.full(k, np.inf), where=g < w[i]))
+        mass[:, i + 1] = np.where(inside, (1 + w[i]) * steepest * (1 - 4e-16) - steep, 0.0)
+        steep, value = np.where(inside, steepest, steep), np.where(inside, value + steepest * w[i], value)
+        tangents, slope = np.where(inside, at_0, tangents), np.where(inside, slope_0, slope)
+    rows = np.arange(k)
+    mass[rows, start] = tangents + slope + atoms[rows, start] - value - steep
+    for row in np.flatnonzero((mass < 0).any(axis=1)):
+        if not _make_convex(mass[row], losses, int(start[row]), count):
+            mass[row] = 0.0
+    return mass * (1 - 1e-15 * count)

@@ -523,6 +523,8 @@ def _curve(pair: Pair, epsilon: float) -> Interval:
 
 def _solve(pair: Pair, delta: float) -> Interval:
     """ε(δ) of a single pair, by solving its own formula."""
+    if _curve(pair, 0.0).upper <= delta:
+        return Interval(0.0, 0.0)
     top = max(float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0]), 0.0)
     root = _zero(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), 0.0, top)
     # A root is where a computed function changes its sign: step aside until both sides are certain.

@@ -133,6 +133,26 @@ class TestEveryPair:
             assert (side * (delta - exact) >= -1e-11).all(), (side * (delta - exact)).min()
 
 
+@pytest.mark.parametrize("remove", [True, False])
+@pytest.mark.parametrize("step", [2e-4, 1e-3, 3e-3])
+def test_steps_as_long_as_the_deviation_are_a_close_lower_bound(step, remove):
+    """Much and little noise on one lattice: a loss of σ = 11 spreads over a step or two, and still is no first-order bound."""
+    sigma = np.array([[1.0], [3.0], [5.0], [8.0], [11.0]])
+    base = GaussianPair(1 / sigma)
+    pair = (SampledRemovePair if remove else SampledAddPair)(base, np.full_like(sigma, 0.01))
+    tail = np.full_like(sigma, 1e-15)
+    both = sandwich(pair, step, low_tail=tail, high_tail=tail)
+    at = np.linspace(-0.02, 0.05, 300)
+    for row in range(len(sigma)):
+        one_pair = type(pair)(GaussianPair(1 / sigma[row : row + 1]), one(0.01))
+        exact = np.array([float(one_pair.cells(one(e)).excess[0, 1]) for e in at])
+        gaps = np.minimum(at[:, None] - both.lower.losses[row], 0)
+        delta = -np.expm1(gaps) @ both.lower.mass[row]
+        assert (delta <= exact + 1e-15).all()
+        variances = [m.mass[row] @ m.losses[row] ** 2 - (m.mass[row] @ m.losses[row]) ** 2 for m in (both.lower, both.upper)]
+        assert variances[1] - variances[0] <= step**2
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize(("atoms", "step"), [(5, 0.01), (40, 0.3), (4000, 0.02), (20_000, 0.013)])
 def test_regridding_keeps_the_side(atoms, step, sign):
