@@ -22,17 +22,19 @@ MAX_ATOMS = 2_000_000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtomicPair:
-    """Losses first + i · gap with P-mass mass[i], a batch of one. Their Q-masses are e^{−loss} times that.
+    """Losses first + i · gap with P-mass mass[i], a batch of one.
 
     Attributes:
       first: lowest loss.
       gap: > 0.
       mass: (n,), ≥ 0.
+      q: their Q-masses, e^{−loss} times that, but known where the one underflows and the other overflows. (n,).
     """
 
     first: float
     gap: float
     mass: Array
+    q: Array
 
     @property
     def losses(self) -> Array:
@@ -41,8 +43,7 @@ class AtomicPair:
 
     def reversed(self) -> "AtomicPair":
         """(Q, P): each loss changes its sign."""
-        q = self.mass * np.exp(-self.losses)
-        return AtomicPair(-float(self.losses[-1]), self.gap, q[::-1])
+        return AtomicPair(-float(self.losses[-1]), self.gap, self.q[::-1], self.mass[::-1])
 
     def cells(self, edges: Array) -> Cells:
         losses, edges = self.losses, edges[0]
@@ -50,8 +51,7 @@ class AtomicPair:
         lower = np.concatenate([[-np.inf], edges])[which]
         count = len(edges) + 1
         p = np.asarray(np.bincount(which, self.mass, count), np.float64)
-        with np.errstate(over="ignore"):
-            q = np.asarray(np.bincount(which, self.mass * np.exp(-losses), count), np.float64)
+        q = np.asarray(np.bincount(which, self.q, count), np.float64)
         excess = np.asarray(np.bincount(which, -self.mass * np.expm1(np.minimum(lower - losses, 0.0)), count), np.float64)
         error = ROUND * (excess + p * float(np.abs(losses).max()))
         return Cells(p[None], q[None], excess[None], error[None])
@@ -67,8 +67,8 @@ class AtomicPair:
     def atom_at_zero(self) -> bool:
         return False
 
-    def atoms(self) -> tuple[Array, Array]:
-        return self.losses, self.mass
+    def atoms(self) -> tuple[Array, Array, Array]:
+        return self.losses, self.mass, self.q
 
     def family(self) -> Hashable:
         return id(self)
@@ -78,10 +78,15 @@ class AtomicPair:
         return self
 
 
+def _symmetric(first: float, gap: float, mass: Array) -> AtomicPair:
+    """A pair that is its own reverse."""
+    return AtomicPair(first, gap, mass, mass[::-1])
+
+
 def pure(epsilon: float) -> AtomicPair:
     """Randomised response between two values, the worst ε-DP mechanism. `epsilon` > 0. Symmetric."""
     low, high = 1 / (1 + math.exp(min(epsilon, 700.0))), 1 / (1 + math.exp(-epsilon))
-    return AtomicPair(-epsilon, 2 * epsilon, np.array([low, high]))
+    return _symmetric(-epsilon, 2 * epsilon, np.array([low, high]))
 
 
 def scaled_pure(epsilon: float, total: float) -> AtomicPair | None:
@@ -89,15 +94,16 @@ def scaled_pure(epsilon: float, total: float) -> AtomicPair | None:
     if total <= 0:
         return None
     if epsilon == 0:
-        return AtomicPair(0.0, 1.0, np.array([total]))
-    return dataclasses.replace(pure(epsilon), mass=total * pure(epsilon).mass)
+        return _symmetric(0.0, 1.0, np.array([total]))
+    both = pure(epsilon)
+    return dataclasses.replace(both, mass=total * both.mass, q=total * both.q)
 
 
 def randomized_response(noise: float, buckets: int) -> AtomicPair:
     """Two true values of randomised response over `buckets` ≥ 3 buckets, `noise` in (0, 1). Symmetric."""
     other = noise / buckets
     epsilon = math.log1p((1 - noise) / other)
-    return AtomicPair(-epsilon, epsilon, np.array([other, (buckets - 2) * other, 1 - noise + other]))
+    return _symmetric(-epsilon, epsilon, np.array([other, (buckets - 2) * other, 1 - noise + other]))
 
 
 def discrete_laplace(parameter: float, sensitivity: int) -> AtomicPair:
@@ -108,15 +114,15 @@ def discrete_laplace(parameter: float, sensitivity: int) -> AtomicPair:
         mass = math.tanh(a / 2) * np.exp(-a * (sensitivity - k))
         end = 1 / (1 + math.exp(-a))
         mass[0], mass[-1] = end * math.exp(-a * sensitivity), end
-    return AtomicPair(-a * sensitivity, 2 * a, mass)
+    return _symmetric(-a * sensitivity, 2 * a, mass)
 
 
 def discrete_gaussian(sigma: float, sensitivity: int) -> AtomicPair:
     """P(k) ∝ e^{−k²/2σ²}, shifted by `sensitivity`; what lies beyond 38 σ (1e-314 of the mass) is left out. Symmetric."""
     reach = math.ceil(38 * sigma)
-    k = np.arange(sensitivity - reach, reach + sensitivity + 1)
+    k = np.arange(-reach, reach + sensitivity + 1)
     with np.errstate(under="ignore"):
         mass = np.exp(-0.5 * ((k - sensitivity) / sigma) ** 2)
         mass /= mass.sum()
     gap = sensitivity / sigma**2
-    return AtomicPair((k[0] - sensitivity / 2) * gap, gap, mass)
+    return _symmetric((k[0] - sensitivity / 2) * gap, gap, mass)

@@ -101,7 +101,7 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
     """
     atoms = pair.atoms()
     if atoms is not None:
-        return _atoms_on_lattice(*atoms, step)
+        return _atoms_on_lattice(atoms[0], atoms[1], step)
     grid = _lay(pair, step, low_tail, high_tail, fineness)
     points = grid.origin + step * grid.index
     width = step * np.diff(grid.index)
@@ -309,7 +309,7 @@ def _contracted(losses: Array, mass: Array, origin: float, step: float) -> Array
     down, up = np.floor(position), np.ceil(position)
     with np.errstate(under="ignore"):
         q = mass * np.exp(np.minimum(losses[np.argmax(mass > 0)] - losses, 0.0))
-        gained = q * np.expm1((position - down) * step)
+        gained = q * np.expm1(np.minimum((position - down) * step, 700.0))  # less is a lower bound still
         lost = -q * np.expm1((position - up) * step)
     left = gained.sum() * (1 - 1e-12) - np.cumsum(gained + lost)
     rising = int(np.searchsorted(-left, 0.0, side="left"))  # strictly positive: what underflowed proves nothing

@@ -60,8 +60,8 @@ class Pair(Protocol):
     def atom_at_zero(self) -> bool:
         """Whether a loss of exactly 0 has a probability, and no other loss has."""
 
-    def atoms(self) -> tuple[Array, Array] | None:
-        """Losses, ascending, and their P-masses, each (n,), if there is nothing else (a batch of one); None otherwise."""
+    def atoms(self) -> tuple[Array, Array, Array] | None:
+        """Losses, ascending, their P- and Q-masses, each (n,), if there is nothing else (a batch of one); None otherwise."""
 
     def family(self) -> Hashable:
         """Equal for pairs that can be stacked and share a lattice."""
@@ -76,7 +76,7 @@ class Stackable:
     def atom_at_zero(self) -> bool:
         return False
 
-    def atoms(self) -> tuple[Array, Array] | None:
+    def atoms(self) -> tuple[Array, Array, Array] | None:
         return None
 
     def family(self) -> Hashable:

@@ -55,13 +55,12 @@ class SampledRemovePair(Stackable):
         ends = _two_atoms(self.base)
         return None if ends is None else _sampled_loss(ends[1], self.rate) - _sampled_loss(ends[0], self.rate)
 
-    def atoms(self) -> tuple[Array, Array] | None:
+    def atoms(self) -> tuple[Array, Array, Array] | None:
         if (atoms := self.base.atoms()) is None:
             return None
-        losses, mass = atoms
+        losses, p, q = atoms
         rate = float(self.rate[0, 0])
-        with np.errstate(over="ignore"):
-            return _sampled_loss(losses, self.rate)[0], (1 - rate) * mass * np.exp(-losses) + rate * mass
+        return _sampled_loss(losses, self.rate)[0], (1 - rate) * q + rate * p, q
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +101,12 @@ class SampledAddPair(Stackable):
         ends = _two_atoms(self.base)
         return None if ends is None else _sampled_loss(-ends[0], self.rate) - _sampled_loss(-ends[1], self.rate)
 
-    def atoms(self) -> tuple[Array, Array] | None:
+    def atoms(self) -> tuple[Array, Array, Array] | None:
         if (atoms := self.base.atoms()) is None:
             return None
-        return -_sampled_loss(-atoms[0], self.rate)[0], atoms[1]
+        losses, p, q = atoms
+        rate = float(self.rate[0, 0])
+        return -_sampled_loss(-losses, self.rate)[0], p, (1 - rate) * p + rate * q
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +154,15 @@ class ReplacePair(Stackable):
     def atom_at_zero(self) -> bool:
         return True
 
-    def atoms(self) -> tuple[Array, Array] | None:
+    def atoms(self) -> tuple[Array, Array, Array] | None:
         up, down = self.remove.atoms(), self.add.atoms()
         if up is None or down is None:
             return None
         positive, negative = up[0] > 0, down[0] < 0
         middle = max(1 - float(up[1][positive].sum()) - float(down[1][negative].sum()), 0.0)
         losses = np.concatenate([down[0][negative], [0.0], up[0][positive]])
-        return losses, np.concatenate([down[1][negative], [middle], up[1][positive]])
+        p, q = (np.concatenate([down[i][negative], [middle], up[i][positive]]) for i in (1, 2))
+        return losses, p, q
 
     def family(self) -> Hashable:
         return type(self), self.remove.family(), self.add.family()

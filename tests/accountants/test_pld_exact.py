@@ -172,9 +172,6 @@ def test_single_mechanisms(kind):
             assert not list(faults(accountant, curve, delta, epsilon, 1e-14, 1e-3)), (event, relation, delta)
 
 
-OVERFLOW = pytest.mark.xfail(strict=True, reason="a power of e overflows in cells of a pair, or of the lattice")
-
-
 def interval(event, delta=1e-5, count=1, **options):
     return acc.PldAccountant(**options).compose(event, count).epsilon_interval(delta)
 
@@ -227,16 +224,12 @@ def test_little_noise_and_large_epsilon():
 @pytest.mark.parametrize(
     ("event", "count"),
     [
-        pytest.param(acc.LaplaceDpEvent(1e-4), 1),
-        pytest.param(acc.LaplaceDpEvent(1e-3), 3),
-        pytest.param(acc.ExponentialMechanismDpEvent(1e4), 1),
-        pytest.param(
-            acc.PoissonSampledDpEvent(0.5, acc.AboveThresholdDpEvent(1e-3, 1e-3)),
-            5,
-            marks=OVERFLOW,
-        ),
-        pytest.param(acc.DiscreteGaussianDpEvent(0.05), 5, marks=OVERFLOW),
-        pytest.param(acc.DiscreteGaussianDpEvent(1e-3), 5, marks=OVERFLOW),
+        (acc.LaplaceDpEvent(1e-4), 1),
+        (acc.LaplaceDpEvent(1e-3), 3),
+        (acc.ExponentialMechanismDpEvent(1e4), 1),
+        (acc.PoissonSampledDpEvent(0.5, acc.AboveThresholdDpEvent(1e-3, 1e-3)), 5),
+        (acc.DiscreteGaussianDpEvent(0.05), 5),
+        (acc.DiscreteGaussianDpEvent(1e-3), 5),
         (acc.EpsilonDeltaDpEvent(1e4, 1e-6), 5),
         (acc.PoissonSampledDpEvent(0.2, acc.GaussianDpEvent(0.036)), 2),
     ],
