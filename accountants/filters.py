@@ -1,14 +1,11 @@
 """Adaptively chosen events: a filter that stops in time, and an odometer that says what was spent.
 
-They make different promises. A *filter* fixes (ε, δ) first; whatever is then chosen, with sight of everything released
-before, the whole
-interaction is (ε, δ)-DP. Rényi filters do so without loss: the sum of the (adaptive) divergences may not pass the budget
-(Feldman and Zrnic 2021, Theorem 4.3; Lécuyer 2021). The order is fixed with the budget: which of several orders holds
-could depend on what
-was released, and then δ would have to be paid for each. An *odometer* has no ceiling fixed first; its running figure holds
-at every moment
-at once only if it pays for the choice of when to look, so its δ is split over doubling thresholds (Rogers, Roth, Ullman,
-Vadhan 2016; Lécuyer 2021, section 4).
+They make different promises. A *filter* fixes (ε, δ) first; whatever is then chosen, with sight of everything released before,
+the whole interaction is (ε, δ)-DP. Rényi filters do so without loss: the sum of the (adaptive) divergences may not pass the
+budget (Feldman and Zrnic 2021, Theorem 4.3; Lécuyer 2021). The order is fixed with the budget: which of several orders holds
+could depend on what was released, and then δ would have to be paid for each. An *odometer* has no ceiling fixed first; its
+running figure holds at every moment at once only if it pays for the choice of when to look, so its δ is split over doubling
+thresholds (Rogers, Roth, Ullman, Vadhan 2016; Lécuyer 2021, section 4).
 """
 
 import dataclasses
@@ -61,6 +58,7 @@ class Filter:
         epsilon: float,
         delta: float,
         neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        typical_event: Any = None,
         order: float | None = None,
     ):
         """Fixes the budget.
@@ -69,11 +67,16 @@ class Filter:
           epsilon: > 0.
           delta: in (0, 1).
           neighbouring_relation: under which both are meant.
-          order: Rényi order, > 1; by default the one at which most Gaussian events fit.
+          typical_event: most runs of it are to fit; what is charged later may differ. A Gaussian by default, which is a poor
+            guide to sampled mechanisms.
+          order: Rényi order, > 1, in place of the one that suits `typical_event`.
         """
-        self.order, self._budget = _allowance(
-            DEFAULT_ORDERS if order is None else check_orders((order,)), positive(epsilon, "epsilon"), open_unit(delta, "delta")
-        )
+        orders = DEFAULT_ORDERS if order is None else check_orders((order,))
+        costs = orders
+        if typical_event is not None:
+            typical = RdpAccountant(orders, neighbouring_relation=neighbouring_relation).compose(typical_event)
+            costs = tuple(typical.rdp.tolist())
+        self.order, self._budget = _allowance(orders, costs, positive(epsilon, "epsilon"), open_unit(delta, "delta"))
         self._accountant = RdpAccountant((self.order,), neighbouring_relation=neighbouring_relation)
         self.promise = FilterPromise(float(epsilon), float(delta), self._accountant.neighbouring_relation)
 
@@ -105,9 +108,8 @@ class Odometer:
     """Says at any time what was spent so far. Events, and when to look, may be chosen adaptively.
 
     It is a series of filters with ε doubling from `first`, each with its part of δ, of which the first that is not yet
-    passed gives
-    the reading: a reading is coarse, several times what was spent at worst. For a ceiling known beforehand use `Filter`; for
-    events fixed beforehand an accountant, which is exact.
+    passed gives the reading: a reading is coarse, several times what was spent at worst. For a ceiling known beforehand use
+    `Filter`; for events fixed beforehand an accountant, which is exact.
     """
 
     def __init__(
@@ -140,20 +142,23 @@ class Odometer:
         for k in range(64):
             epsilon = self.first * 2**k
             part = self.delta * 6 / (math.pi * (k + 1)) ** 2  # the parts sum to δ
-            order, budget = _allowance(self._accountant.orders, epsilon, part)
+            order, budget = _allowance(self._accountant.orders, self._accountant.orders, epsilon, part)
             if rdp[self._accountant.orders.index(order)] <= budget:
                 return OdometerReading(epsilon, self.delta, relation)
         return OdometerReading(math.inf, self.delta, relation)
 
 
 @functools.lru_cache(maxsize=256)
-def _allowance(orders: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
-    """The order at which most Gaussian events fit into (ε, δ), and the largest Rényi divergence there that is (ε, δ)-DP."""
+def _allowance(orders: tuple[float, ...], costs: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
+    """The order at which most fit into (ε, δ) of what costs `costs`, and the largest Rényi divergence there that is (ε, δ)-DP.
+
+    A Gaussian's divergence is proportional to the order.
+    """
     alpha = np.asarray(orders)
     low, high = np.zeros_like(alpha), np.full_like(alpha, epsilon + 1.0)
     for _ in range(60):
         middle = 0.5 * (low + high)
         fits = conversion.each(alpha, middle, delta) <= epsilon
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
-    best = int(np.argmax(low / alpha))
+    best = int(np.argmax(low / np.maximum(costs, 1e-300)))
     return orders[best], float(low[best])

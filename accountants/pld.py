@@ -2,17 +2,9 @@ r"""The numerical accountant: an interval that contains the exact ε (or δ), as
 
 Privacy loss distributions (Sommer, Meiser, Mohammadi 2019; Koskela, Jälkö, Honkela 2020; Gopi, Lee, Wutschitz 2021), from
 both sides. An event becomes dominating pairs with counts (`mechanisms`), these become measures on a lattice above and
-below the exact ones (`lattice`), and these are composed (`convolution`). The step of the lattice follows from the width that
-is asked for:
-
-  The discretised loss has a variance that is off by at most step²/6 to either side, which moves K(θ) by about
-  θ(θ+1)/2 of that for each composition, so ε by (θ+1)/2 and log δ by θ(θ+1)/2. With T compositions an interval of ε as wide
-  as `tolerance` takes step² = 6 · tolerance/(T(θ+1)).
-
-What comes out is measured, not trusted: where the interval is wider than asked for, the step shrinks and it is done again.
+below the exact ones (`lattice`), and these are composed (`convolution`). How fine the lattice has to be: `search`.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -22,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
-from accountants.convolution import Composition, Cumulants, Tilt
 from accountants.domains import non_negative, open_unit, whole
-from accountants.errors import AccountingError, InvalidEventError, UnsupportedEventError
+from accountants.errors import InvalidEventError, UnsupportedEventError
 from accountants.events import (
     DpEvent,
     NeighbouringRelation,
@@ -32,28 +23,21 @@ from accountants.events import (
     as_relation,
 )
 from accountants.interval import Interval
-from accountants.lattice import Fineness, Lattice, sandwich
-from accountants.mechanisms import Direction, Mechanism, directions, leaves
-from accountants.pairs import Pair
+from accountants.mechanisms import Direction, directions, leaves
 from accountants.rdp import RdpAccountant
+from accountants.search import DeltaQuestion, EpsilonQuestion, Question, Search, grouped, rough_cumulants
+from accountants.single import curve
 
 Array = NDArray[np.float64]
 
 DEFAULT_RTOL = 1e-3
 MIN_RTOL = 1e-6
 
-_ROUNDS = 6
-_SAFETY = 0.82  # of the step that should just do
-_LONG = 2**17  # points of a transform from which composition in two stages is faster
-_MAX_CELLS = 2**20  # of one mechanism's lattice
-_THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
-_LEVELS = 12
-_MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
-_NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
-_SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
-_LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
+_ANCHORS = 9  # tilts from which a profile is computed
+
+Counts = tuple[tuple[DpEvent, int], ...]
 
 
 class PldAccountant:
@@ -141,7 +125,7 @@ def pair_divergence(event: DpEvent, relation: NeighbouringRelation, order: float
     Infinite losses are left out: what they cost is δ, not divergence.
     """
     found = [d for d in directions(tuple(leaves(event).items()), relation) if d.mechanisms]
-    return max((_rough_cumulants(_grouped(d), 1e-12)[0].value(order - 1) / (order - 1) for d in found), default=0.0)
+    return max((rough_cumulants(grouped(d), 1e-12)[0].value(order - 1) / (order - 1) for d in found), default=0.0)
 
 
 def check_rtol(rtol: float) -> float:
@@ -155,15 +139,12 @@ def check_rtol(rtol: float) -> float:
     return float(rtol)
 
 
-Counts = tuple[tuple[DpEvent, int], ...]
-
-
 @functools.lru_cache(maxsize=256)
 def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: float, rtol: float) -> Interval:
     found = directions(counts, relation)
     if any(direction.spent >= delta for direction in found):
         return Interval(math.inf if all(direction.attained for direction in found) else 0.0, math.inf)
-    interval = _worst([_EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
+    interval = _worst([EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
     if not all(direction.attained for direction in found):
         interval = Interval(0.0, interval.upper)
     return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_epsilon(delta))
@@ -172,7 +153,7 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
 @functools.lru_cache(maxsize=256)
 def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: float, rtol: float) -> Interval:
     found = directions(counts, relation)
-    interval = _worst([_DeltaQuestion(epsilon) for _ in found], found, rtol)
+    interval = _worst([DeltaQuestion(epsilon) for _ in found], found, rtol)
     spent = max(direction.spent for direction in found)
     interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
     if not all(direction.attained for direction in found):
@@ -195,9 +176,6 @@ def _with_renyi(
     return Interval(interval.lower, max(min(interval.upper, bound(rdp)), interval.lower))
 
 
-_ANCHORS = 9  # tilts from which a profile is computed
-
-
 @functools.lru_cache(maxsize=64)
 def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[float, ...], rtol: float) -> tuple[Array, Array]:
     wanted = np.array(epsilons)
@@ -207,12 +185,12 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
         if not direction.mechanisms:
             most = least
         elif len(direction.mechanisms) == 1 and direction.mechanisms[0].count == 1:
-            exact = [_curve(direction.mechanisms[0].pair, e) for e in epsilons]
+            exact = [curve(direction.mechanisms[0].pair, e) for e in epsilons]
             least, most = np.array([i.lower for i in exact]), np.array([i.upper for i in exact])
         else:
             ordered = np.unique(epsilons)
             for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
-                search = _Search(_DeltaQuestion(float(anchor)), direction, rtol)
+                search = Search(DeltaQuestion(float(anchor)), direction, rtol)
                 search.run(unless_below=0.0)
                 if search.compositions is None:
                     continue
@@ -230,7 +208,7 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
     return np.minimum(lower, upper), upper
 
 
-def _worst(questions: list["_Question"], found: tuple[Direction, ...], rtol: float) -> Interval:
+def _worst(questions: list[Question], found: tuple[Direction, ...], rtol: float) -> Interval:
     """The largest answer over all directions."""
     lower = upper = 0.0
     searches = []
@@ -239,318 +217,9 @@ def _worst(questions: list["_Question"], found: tuple[Direction, ...], rtol: flo
             exact = question.exact(direction.mechanisms[0].pair)
             lower, upper = max(lower, exact.lower), max(upper, exact.upper)
         elif direction.mechanisms:
-            searches.append(_Search(question, direction, rtol))
+            searches.append(Search(question, direction, rtol))
     for search in sorted(searches, key=lambda s: -s.guess):
         interval = search.run(unless_below=lower)
         lower, upper = max(lower, interval.lower), max(upper, interval.upper)
     lower, upper = lower * (1 - _ROUND_UP), upper * (1 + _ROUND_UP)
     return Interval(min(lower, upper), upper)
-
-
-Parts = list[tuple[Lattice, Array]]
-
-
-class _EpsilonQuestion:
-    """ε at a given δ."""
-
-    def __init__(self, delta: float):
-        self._delta = delta
-
-    def tilt(self, rough: Cumulants) -> Tilt:
-        return rough.tilt_for_delta(self._delta)
-
-    def guess(self, rough: Cumulants, tilt: float) -> float:
-        return max(rough.epsilon(tilt, self._delta), 0.0)
-
-    def tail(self, guess: float) -> float:
-        """Probability that may be moved to infinite loss."""
-        return _NEGLIGIBLE * self._delta
-
-    def width(self, guess: float, deviation: float, rtol: float) -> float:
-        """How wide the interval may be."""
-        return rtol * max(guess, _SMALL * deviation)
-
-    def squared_step(self, width: float, guess: float, tilt: float) -> float:
-        """Lattice step² for one composition with which the interval is about `width` wide."""
-        return 6 * width / (tilt + 1)
-
-    def answer(self, composition: Composition) -> float:
-        return convolution.epsilon(composition, self._delta)
-
-    def exact(self, pair: Pair) -> Interval:
-        """Where `pair` is all there is."""
-        return _solve(pair, self._delta)
-
-
-class _DeltaQuestion:
-    """δ at a given ε."""
-
-    def __init__(self, epsilon: float):
-        self._epsilon = epsilon
-
-    def tilt(self, rough: Cumulants) -> Tilt:
-        return rough.tilt_for_epsilon(self._epsilon)
-
-    def guess(self, rough: Cumulants, tilt: float) -> float:
-        return math.exp(max(min(rough.log_delta(tilt, self._epsilon), 0.0), -690.0))
-
-    def tail(self, guess: float) -> float:
-        return _NEGLIGIBLE * guess
-
-    def width(self, guess: float, deviation: float, rtol: float) -> float:
-        return rtol * guess
-
-    def squared_step(self, width: float, guess: float, tilt: float) -> float:
-        return 6 * width / guess / (tilt * (tilt + 1))
-
-    def answer(self, composition: Composition) -> float:
-        return float(convolution.deltas(composition, np.array([self._epsilon]))[0])
-
-    def exact(self, pair: Pair) -> Interval:
-        return _curve(pair, self._epsilon)
-
-
-_Question = _EpsilonQuestion | _DeltaQuestion
-
-
-class _Search:
-    """Finds a lattice on which one direction's question has a narrow enough answer."""
-
-    def __init__(self, question: _Question, direction: Direction, rtol: float):
-        self._question, self._rtol = question, rtol
-        self._groups = _grouped(direction)
-        self.compositions: tuple[Composition, Composition] | None = None
-        self._total = float(sum(counts.sum() for _, counts in self._groups))
-        self._rough, self._range = _rough_cumulants(self._groups, _NEGLIGIBLE * 1e-20)
-        self._aim(question.tilt(self._rough))
-        self.guess = question.guess(self._rough, self._best_tilt)
-
-    def _aim(self, tilt: Tilt) -> None:
-        """Sets the tilt and what follows from it."""
-        rough = self._rough
-        self._tilt, self._best_tilt = (min(t, _MAX_EXPONENT / self._range) for t in (tilt.used, tilt.best))
-        self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
-        low, high = convolution.window(rough, self._tilt)
-        self._span = high - low
-        self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
-        self._floor = max(self._span / convolution.MAX_POINTS, self._range / _MAX_CELLS)
-        self._measured: tuple[float, float] | None = None
-
-    def _first_step(self, unless_below: float) -> float:
-        """The step with which the interval should be narrow enough."""
-        question, tilt = self._question, self._best_tilt
-        width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
-        step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
-        if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
-            step = max(step, self._range)  # atoms are exact on any lattice
-        else:
-            step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
-        return step
-
-    def run(self, unless_below: float) -> Interval:
-        """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
-        question, step = self._question, self._first_step(unless_below)
-        best, before = Interval(0.0, math.inf), math.inf
-        for _ in range(_ROUNDS):
-            try:
-                lower, upper = self._bounds(step)
-            except convolution.TooLongError:
-                break  # what is certain so far has to do
-            best = Interval(max(best.lower, lower), min(best.upper, upper))
-            if best.lower > best.upper * (1 + 1e-9):
-                raise AccountingError(
-                    f"bounds contradict each other ({best}): a bug, please report it; no figure was given out"
-                )
-            gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
-            if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
-                break
-            before = gap
-            if isinstance(question, _EpsilonQuestion) and best.upper < 0.6 * self.guess:
-                # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
-                self.guess, before = best.upper, math.inf
-                self._aim(self._rough.tilt_for_epsilon(best.upper))
-                step = min(0.7 * step, self._first_step(unless_below))
-                continue
-            shrink = (
-                min(0.7, max(0.05, _SAFETY * (allowed / gap) ** (1 / self._power(step, gap)))) if math.isfinite(gap) else 0.25
-            )
-            step *= shrink
-            # Thinned parts converge as well, should they be what makes it wide.
-            self._fineness = [dataclasses.replace(f, largest=f.largest * shrink) for f in self._fineness]
-        return best
-
-    def _power(self, step: float, gap: float) -> float:
-        """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from round 2 on."""
-        before, self._measured = self._measured, (step, gap)
-        if before is None or not before[0] > step or not before[1] > gap:
-            return 2.0
-        return min(max(math.log(before[1] / gap) / math.log(before[0] / step), 0.8), 2.0)
-
-    def _bounds(self, step: float) -> tuple[float, float]:
-        step = max(step, self._floor)
-        stages = self._stages(step)
-        if stages > 1:
-            step /= math.sqrt(2)  # both stages contribute to the width
-        step, own = _steps(self._groups, step)
-        sandwiches = []
-        tail = max(self._question.tail(self.guess) / self._total, 1e-300)
-        for (pair, counts), own_step, fineness in zip(self._groups, own, self._fineness, strict=True):
-            low = np.full((len(counts), 1), _LOW_TAIL / self._total)
-            high = np.full_like(low, tail)
-            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fineness))
-        compositions = []
-        for sign in (-1, 1):
-            parts = []
-            for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
-                part = (both.upper if sign > 0 else both.lower, counts)
-                if own_step != step:
-                    part = (self._composed([part], step, sign), np.ones(1))
-                parts.append(part)
-            if stages > 1:
-                parts = self._staged(parts, stages, sign)
-            compositions.append(convolution.compose(parts, self._tilt, sign=sign))
-        self.compositions = compositions[0], compositions[1]
-        return self._question.answer(compositions[0]), self._question.answer(compositions[1])
-
-    def _stages(self, step: float) -> int:
-        """Into how many equal compositions the whole is split, if composing in two stages takes far shorter transforms."""
-        stages = math.isqrt(int(self._total))
-        if self._span / step < _LONG or self._total < 1e4 or any(p.spacing() is not None for p, _ in self._groups):
-            return 1
-        low, high = convolution.window(self._rough, self._tilt, 1 / stages)
-        length = math.sqrt(2) * ((high - low) / step + self._span / step * math.sqrt(stages / self._total))
-        return stages if length < self._span / step / 2 else 1
-
-    def _staged(self, parts: Parts, stages: int, sign: int) -> Parts:
-        """The same composition as `stages` equal ones and a rest, each on a coarser lattice."""
-        step = parts[0][0].step * math.sqrt(self._total / stages)
-        each = [(lattice, np.floor(counts / stages)) for lattice, counts in parts]
-        rest = [(lattice, counts - stages * few) for (lattice, counts), (_, few) in zip(parts, each, strict=True)]
-        result = [(self._composed(each, step, sign), np.full(1, float(stages)))]
-        if any(counts.any() for _, counts in rest):
-            result.append((self._composed(rest, step, sign), np.ones(1)))
-        return result
-
-    def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
-        return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
-
-
-def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
-    """Where a lattice may be thinned out: where so little tilted mass lies that coarser cells add little to the variance.
-
-    Args:
-      weights: tilted mass, (k, n), each row sums to 1.
-      losses: where it is, (k, n), ascending.
-      tilt: θ.
-    """
-    allowed = _THIN / 4.0 ** np.arange(_LEVELS)
-    above = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
-    below = np.cumsum(weights, axis=1)
-    last = losses.shape[1] - 1
-    high = np.minimum((above[:, :, None] > allowed).sum(axis=1), last)
-    low = np.maximum(last - (below[:, :, None] > allowed).sum(axis=1), 0)
-    rows = np.arange(len(losses))[:, None]
-    return Fineness(losses[rows, low], losses[rows, high], 0.5 / tilt)
-
-
-def _steps(groups: "Groups", step: float) -> tuple[float, list[float]]:
-    """A common lattice step, at most `step`, and the step of each group.
-
-    Atoms have to lie on the lattice, or a lower bound loses up to a step at each composition. One group's atoms can lie on the
-    common lattice; any other with atoms is composed on its own, and moved to the common lattice once.
-    """
-    spacings = [pair.spacing() for pair, _ in groups]
-    largest = max((float(s[0, 0]) for s in spacings if s is not None), default=0.0)
-    if largest >= step:
-        step = largest / math.ceil(largest / step)
-    own = []
-    for spacing in spacings:
-        if spacing is None:
-            own.append(step)
-        else:
-            gap = float(spacing[0, 0])
-            pieces = max(round(gap / step), 1)
-            on_lattice = abs(pieces * step - gap) <= 1e-13 * gap
-            own.append(step if on_lattice else gap / math.ceil(gap / step))
-    return step, own
-
-
-Groups = list[tuple[Pair, Array]]
-
-
-def _grouped(direction: Direction) -> Groups:
-    """Mechanisms of one family as one batch with the count of each."""
-    families: dict[object, list[Mechanism]] = {}
-    for mechanism in direction.mechanisms:
-        families.setdefault(mechanism.pair.family(), []).append(mechanism)
-    return [
-        (batch[0].pair.stacked([m.pair for m in batch[1:]]), np.array([float(m.count) for m in batch]))
-        for batch in families.values()
-    ]
-
-
-def _rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
-    """K(θ) on some two hundred losses of each pair, for choosing tilt and step; and the widest range of losses."""
-    widest = 0.0
-    tails = np.geomspace(tail, 0.5, 48)[None, :]
-    parts = []
-    for pair, counts in groups:
-        low, high = pair.quantiles(tails, tails)
-        shape = (len(counts), len(tails[0]))
-        low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
-        # Where all losses are nearly one, their size is the scale.
-        size = 1e-3 * max(float(np.max(np.abs(high[:, 0]))), float(np.max(np.abs(low[:, 0]))), 1e-290)
-        widest = max(widest, float(np.max(high[:, 0] - low[:, 0])), size)
-        even = low[:, :1] + (high[:, :1] - low[:, :1]) * np.linspace(0, 1, 129)
-        edges = np.sort(np.concatenate([low, high, even], axis=1), axis=1)
-        cells = pair.cells(edges)
-        # Each cell at its barycentre: merging outcomes keeps the masses of both distributions.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            losses = edges - np.log1p(-cells.excess[:, 1:] / cells.p[:, 1:])
-            first = np.log(cells.p[:, :1] / cells.q[:, :1])
-        losses = np.concatenate([np.where(np.isfinite(first), first, edges[:, :1]), losses], axis=1)
-        losses[:, 1:] = np.where(np.isfinite(losses[:, 1:]), losses[:, 1:], edges)
-        parts.append((cells.p, losses, counts))
-    return Cumulants(parts), widest
-
-
-def _curve(pair: Pair, epsilon: float) -> Interval:
-    """δ(ε) of a single pair, from its own formula."""
-    cells = pair.cells(np.array([[epsilon]]))
-    value, error = float(cells.excess[0, 1]), float(cells.error[0, 1])
-    return Interval(max(value - error, 0.0), value + error)
-
-
-def _solve(pair: Pair, delta: float) -> Interval:
-    """ε(δ) of a single pair, by solving its own formula."""
-    if _curve(pair, 0.0).upper <= delta:
-        return Interval(0.0, 0.0)
-    top = max(float(pair.quantiles(np.array([[0.5]]), np.array([[max(delta, 1e-300)]]))[1][0, 0]), 0.0)
-    root = _zero(lambda e: math.log(max(_curve(pair, e).upper, 1e-320) / delta), 0.0, top)
-    # A root is where a computed function changes its sign: step aside until both sides are certain.
-    margin = 1e-15
-    while margin < 1:
-        low, high = root * (1 - margin), root * (1 + margin)
-        if _curve(pair, low).lower >= delta >= _curve(pair, high).upper:
-            return Interval(low, high)
-        margin *= 4
-    return Interval(0.0, top)  # where P[L > ε] ≤ δ by itself
-
-
-def _zero(f: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function changes its sign, by the Illinois method; `high` if it does not."""
-    at_low, at_high = f(low), f(high)
-    if at_high > 0:
-        return high
-    for _ in range(200):
-        if high - low <= 1e-15 * high:
-            break
-        middle = low + (high - low) * (at_low / (at_low - at_high) if at_low > at_high else 0.5)
-        if not low < middle < high:
-            middle = 0.5 * (low + high)
-        value = f(middle)
-        if value > 0:
-            low, at_low, at_high = middle, value, at_high / 2
-        else:
-            high, at_high, at_low = middle, value, at_low / 2
-    return high

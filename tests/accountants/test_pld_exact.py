@@ -267,7 +267,7 @@ def test_transforms_are_of_bounded_length(q, sigma, count, delta, monkeypatch):
     original = scipy.fft.next_fast_len
 
     def bounded(length, **options):
-        assert length <= 1.2 * acc.pld.convolution.MAX_POINTS
+        assert length <= 1.2 * acc.search.convolution.MAX_POINTS
         return original(length, **options)
 
     monkeypatch.setattr(scipy.fft, "next_fast_len", bounded)

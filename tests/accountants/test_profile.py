@@ -93,6 +93,15 @@ class TestFilter:
                 total.compose(event)
         assert 1.5 < total.get_epsilon(1e-6) <= 2.0
 
+    def test_a_typical_event_sets_the_order(self):
+        """Sampled events with little noise are dear at the order that suits Gaussians."""
+        step = acc.dpsgd_event(1.1, 0.01, 5)
+        plain, suited = (acc.Filter(epsilon=1.0, delta=1e-5, typical_event=e) for e in (None, step))
+        assert plain.would_exceed(step)
+        assert not suited.would_exceed(step, 20)
+        runs = next(n for n in range(1, 1000) if suited.would_exceed(step, n + 1))
+        assert acc.RdpAccountant((suited.order,)).compose(step, runs).get_epsilon(1e-5) <= 1.0
+
     def test_odometer_is_coarse_and_never_below(self):
         odometer, exact = acc.Odometer(delta=1e-5), acc.RdpAccountant()
         assert odometer.reading.epsilon == 0
