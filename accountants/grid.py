@@ -72,8 +72,12 @@ def lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: Fi
     if pair.atom_at_zero():
         below, above = (int(np.ceil(np.max(np.maximum(x, 0.0)) / step)) + 1 for x in (-low, high))
         return Grid(np.full((len(low), 1), -step * below), step, np.arange(below + above + 1), none, low, none, high)
-    atoms = pair.spacing() is not None
-    if atoms:
+    spacing = pair.spacing()
+    atoms = spacing is not None
+    if spacing is not None:
+        pieces = spacing / step
+        if not (np.abs(pieces - np.round(pieces)) <= 1e-9 * pieces).all():
+            raise ValueError(f"step = {step!r} has to divide the distance of the atoms; a lower bound would not be one")
         inner_low, inner_high = low + 1e-7 * step, high - 1e-7 * step
     else:
         inner_low, inner_high = low + _reach(pair, low, step, 1), high - _reach(pair, high, step, -1)

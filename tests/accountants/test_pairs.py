@@ -133,6 +133,11 @@ class TestEveryPair:
             assert (side * (delta - exact) >= -1e-11).all(), (side * (delta - exact)).min()
 
 
+def test_a_step_that_atoms_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match="has to divide"):
+        sandwich(PAIRS["laplace"], 0.3, low_tail=one(1e-12), high_tail=one(1e-12))
+
+
 @pytest.mark.parametrize("remove", [True, False])
 @pytest.mark.parametrize("step", [2e-4, 1e-3, 3e-3])
 def test_steps_as_long_as_the_deviation_are_a_close_lower_bound(step, remove):
