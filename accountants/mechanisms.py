@@ -191,7 +191,7 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
             _few_enough(event, twice * delta + 1)
             return _Pairs(atomic_pairs.discrete_laplace(a, twice * delta))
         case DiscreteGaussianDpEvent(sigma=sigma, sensitivity=delta):
-            _few_enough(event, 76 * sigma)
+            _few_enough(event, 76 * sigma + twice * delta)
             return _Pairs(atomic_pairs.discrete_gaussian(sigma, twice * delta))
         case RandomizedResponseDpEvent(noise_parameter=noise, num_buckets=buckets):
             return _randomized_response(noise, buckets, relation)

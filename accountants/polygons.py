@@ -111,16 +111,20 @@ def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array
     In units in which the cell is γ ∈ [1, 1 + w], the chord falls from `excess` to 0. Tangents at 1, at the inner point and at
     1 + w meet at the barycentres of the two parts, and there a convex curve above its tangents is furthest from the chord.
     """
+    q1, q2, k1, k2 = _kinks(p1, e1, p2, e2, inner, w)
+    at_first = k1 * (q1 + q2 - excess / w)
+    at_second = excess * (w - k2) / w
+    return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
+
+
+def _kinks(p1: Array, e1: Array, p2: Array, e2: Array, inner: Array, w: Array) -> tuple[Array, Array, Array, Array]:
+    """Q-masses of the two parts of each cell, and how far above the cell's lower end, which is at 1, their barycentres lie."""
     q1 = p1 - e1
-    growth = np.exp(inner)
-    q2 = (p2 - e2) / growth  # e2 is relative to the inner point, everything here to the cell's lower end
+    q2 = (p2 - e2) / np.exp(inner)  # e2 is relative to the inner point, everything here to the cell's lower end
     with np.errstate(divide="ignore", invalid="ignore"):
         k1 = np.clip(np.where(q1 > 0, e1 / q1, 0.0), 0.0, w)
         k2 = np.clip(np.where(q2 > 0, p2 / q2 - 1, w), 0.0, w)
-    q = q1 + q2
-    at_first = k1 * (q - excess / w)
-    at_second = excess * (w - k2) / w
-    return np.maximum(np.maximum(at_first, at_second), 0.0) * (1 + 1e-8)
+    return q1, q2, k1, k2
 
 
 def _make_convex(mass: Array, losses: Array, start: int, end: int) -> bool:
@@ -166,10 +170,8 @@ def _beneath(p1: Array, e1: Array, p2: Array, e2: Array, atoms: Array, start: In
     """
     k, count = p1.shape
     w = np.expm1(np.diff(losses))
-    q1, q2 = p1 - e1, (p2 - e2) * np.exp(-inner)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        g1 = np.where(q1 > 0, np.minimum(e1 / q1, w), 0.0)  # where the kinks are, from the lower end of the cell
-        g2 = np.where(q2 > 0, np.clip(p2 / q2 - 1, g1, w), w)
+    q1, q2, g1, g2 = _kinks(p1, e1, p2, e2, inner, w)
+    g2 = np.maximum(g1, g2)
     tangents, value, slope, steep = (np.zeros(k) for _ in range(4))  # slopes in units in which the lattice point is at 1
     mass = np.zeros((k, count + 1))
     for i in range(count - 1, -1, -1):

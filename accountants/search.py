@@ -246,7 +246,7 @@ def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
     return Fineness(losses[rows, low], losses[rows, high], 0.5 / tilt)
 
 
-def _steps(groups: "Groups", step: float) -> tuple[float, list[float]]:
+def _steps(groups: Groups, step: float) -> tuple[float, list[float]]:
     """A common lattice step, at most `step`, and the step of each group.
 
     Atoms have to lie on the lattice, or a lower bound loses up to a step at each composition. One group's atoms can lie on the
