@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
-from accountants.convolution import Composition, Cumulants, Tilt
+from accountants.convolution import Composition
+from accountants.cumulants import Cumulants, Tilt, window
 from accountants.errors import AccountingError
 from accountants.grid import Fineness
 from accountants.interval import Interval
@@ -29,11 +30,13 @@ Array = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
 _ROUNDS = 6
+_FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS = 2**20  # of one mechanism's lattice
 _THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
 _LEVELS = 12
+_WIDEST = 300.0  # distance of lattice points, so that e to its power fits
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
@@ -48,11 +51,10 @@ class EpsilonQuestion:
     def __init__(self, delta: float):
         self._delta = delta
 
-    def tilt(self, rough: Cumulants) -> Tilt:
-        return rough.tilt_for_delta(self._delta)
-
-    def guess(self, rough: Cumulants, tilt: float) -> float:
-        return max(rough.epsilon(tilt, self._delta), 0.0)
+    def aim(self, rough: Cumulants) -> tuple[float, Tilt]:
+        """About the answer, and the tilt that suits it."""
+        tilt = rough.tilt_for_delta(self._delta)
+        return max(rough.epsilon(tilt.best, self._delta), 0.0), tilt
 
     def tail(self, guess: float) -> float:
         """Probability that may be moved to infinite loss."""
@@ -80,11 +82,9 @@ class DeltaQuestion:
     def __init__(self, epsilon: float):
         self._epsilon = epsilon
 
-    def tilt(self, rough: Cumulants) -> Tilt:
-        return rough.tilt_for_epsilon(self._epsilon)
-
-    def guess(self, rough: Cumulants, tilt: float) -> float:
-        return math.exp(max(min(rough.log_delta(tilt, self._epsilon), 0.0), -690.0))
+    def aim(self, rough: Cumulants) -> tuple[float, Tilt]:
+        tilt = rough.tilt_for_epsilon(self._epsilon)
+        return math.exp(max(min(rough.log_delta(tilt.best, self._epsilon), 0.0), -690.0)), tilt
 
     def tail(self, guess: float) -> float:
         return NEGLIGIBLE * guess
@@ -114,15 +114,15 @@ class Search:
         self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         self._rough, self._range = rough_cumulants(self._groups, NEGLIGIBLE * 1e-20)
-        self._aim(question.tilt(self._rough))
-        self.guess = question.guess(self._rough, self._best_tilt)
+        self.guess, tilt = question.aim(self._rough)
+        self._aim(tilt)
 
     def _aim(self, tilt: Tilt) -> None:
         """Sets the tilt and what follows from it."""
         rough = self._rough
         self._tilt, self._best_tilt = (min(t, _MAX_EXPONENT / self._range) for t in (tilt.used, tilt.best))
         self._deviation = math.sqrt(rough.derivatives(self._tilt)[2])
-        low, high = convolution.window(rough, self._tilt)
+        low, high = window(rough, self._tilt)
         self._span = high - low
         self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
         self._floor = max(self._span / convolution.MAX_POINTS, self._range / _MAX_CELLS)
@@ -136,7 +136,7 @@ class Search:
         if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
             step = max(step, self._range)  # atoms are exact on any lattice
         else:
-            step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512))
+            step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512), _WIDEST)
         return step
 
     def run(self, unless_below: float) -> Interval:
@@ -157,7 +157,7 @@ class Search:
             if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
                 break
             before = gap
-            if isinstance(question, EpsilonQuestion) and best.upper < 0.6 * self.guess:
+            if isinstance(question, EpsilonQuestion) and best.upper < _FAR * self.guess:
                 # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
                 self.guess, before = best.upper, math.inf
                 self._aim(self._rough.tilt_for_epsilon(best.upper))
@@ -210,7 +210,7 @@ class Search:
         stages = math.isqrt(int(self._total))
         if self._span / step < _LONG or self._total < 1e4 or any(p.spacing() is not None for p, _ in self._groups):
             return 1
-        low, high = convolution.window(self._rough, self._tilt, 1 / stages)
+        low, high = window(self._rough, self._tilt, 1 / stages)
         length = math.sqrt(2) * ((high - low) / step + self._span / step * math.sqrt(stages / self._total))
         return stages if length < self._span / step / 2 else 1
 
@@ -243,7 +243,7 @@ def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
     high = np.minimum((above[:, :, None] > allowed).sum(axis=1), last)
     low = np.maximum(last - (below[:, :, None] > allowed).sum(axis=1), 0)
     rows = np.arange(len(losses))[:, None]
-    return Fineness(losses[rows, low], losses[rows, high], 0.5 / tilt)
+    return Fineness(losses[rows, low], losses[rows, high], min(0.5 / tilt, _WIDEST))
 
 
 def _steps(groups: Groups, step: float) -> tuple[float, list[float]]:

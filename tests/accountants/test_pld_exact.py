@@ -229,6 +229,7 @@ def test_little_noise_and_large_epsilon():
         (acc.DiscreteGaussianDpEvent(1e-3), 5),
         (acc.EpsilonDeltaDpEvent(1e4, 1e-6), 5),
         (acc.PoissonSampledDpEvent(0.2, acc.GaussianDpEvent(0.036)), 2),
+        (acc.dpsgd_event(1 / 128, 8.4e-4, 1), 16),  # cells thinned out beyond a loss of 700 each overflowed
     ],
 )
 def test_very_large_losses(event, count):
