@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from accountants.events import NeighbouringRelation, as_relation
+from marauder_dp.cuts.engine import Gradients
 from marauder_dp.errors import ModelError, PlanError
 
 PyTree = Any
@@ -38,6 +39,7 @@ LossFn = Callable[[PyTree, PyTree], jax.Array]
 # which is below rounding for every C from here on.
 MIN_CLIP_NORM = 1e-8
 _ROUNDING_MARGIN = 1e-6
+_KEEP = 2**26  # bytes of per-example gradients that may be held from their norm to their sum
 
 
 class ClippedGrad(NamedTuple):
@@ -102,7 +104,7 @@ def clipped_grad(loss_fn: LossFn, *, clip_norm: float, method: str = "auto") -> 
         raise PlanError(f"clip_norm must be a number of at least {MIN_CLIP_NORM:g}; got {clip_norm!r}")
     if method not in ("auto", *_METHODS):
         raise PlanError(f"clipping method must be one of auto, {', '.join(_METHODS)}; got {method!r}")
-    return ClippedGradFn(loss_fn, float(clip_norm), "vmap" if method == "auto" else method)
+    return ClippedGradFn(loss_fn, float(clip_norm), "cuts" if method == "auto" else method)
 
 
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
@@ -127,6 +129,19 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
     )
 
 
+def _cuts(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
+    """Keeps per-example gradients in factored form: see `cuts.engine`."""
+    gradients = Gradients(fn.loss_fn, params, batch, keep=_KEEP)
+    norms, bound = gradients.norms()
+    use = mask & jnp.isfinite(bound)
+    factors = jnp.where(use, _clip_factors(bound, fn.clip_norm), 0)
+    return ClippedGrad(
+        sum=gradients.weighted_sum(factors),
+        norms=jnp.where(mask, norms, 0),
+        losses=jnp.where(mask, gradients.losses.astype(jnp.float32), 0),
+    )
+
+
 def _none(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """The plain gradient of the summed loss: the non-private floor."""
 
@@ -142,7 +157,11 @@ def _none(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
     )
 
 
-_METHODS: dict[str, Callable[[ClippedGradFn, PyTree, PyTree, jax.Array], ClippedGrad]] = {"vmap": _vmap, "none": _none}
+_METHODS: dict[str, Callable[[ClippedGradFn, PyTree, PyTree, jax.Array], ClippedGrad]] = {
+    "cuts": _cuts,
+    "vmap": _vmap,
+    "none": _none,
+}
 
 
 def _clip_factors(norms: jax.Array, clip_norm: float) -> jax.Array:

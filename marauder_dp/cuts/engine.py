@@ -1,0 +1,245 @@
+"""Norms and clipped sums of per-example gradients from one forward and one backward pass.
+
+1. The loss of one example is traced and cut (`walker`).
+2. One vmapped vector-Jacobian product with respect to the cuts gives every site's cotangents; with the recorded operands they
+   hold all per-example gradients in factored form (`factors`).
+3. Sites are grouped by the parameters they share. A parameter with one site, which only moves and casts its entries, is never
+   written out if its rule has a form that need not be; `routes` chooses how. Otherwise the per-example gradients of the group
+   are written out, added over its sites, and carried back to the parameters.
+4. The clipped sum is Σ c_i G_i from the same factors: no second backward pass (book-keeping: Bu et al. 2023).
+
+Clipping uses an upper bound of the norm that covers the rounding of forms in which terms cancel.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from marauder_dp.cuts import routes
+from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, written_out
+from marauder_dp.cuts.walker import Data, Param, Site, Walk
+
+Array = jax.Array
+PyTree = Any
+
+_ROUNDING = 2.0  # units in the last place of `Size.scale` by which a square may be off
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that share sites, directly or through others.
+
+    Attributes:
+      leaves: numbers of the parameters.
+      sites: numbers of the sites.
+      moved: whether each site's w only moves and casts the entries of one parameter.
+      alone: whether there is one site, with every entry of the one parameter in it once.
+    """
+
+    leaves: tuple[int, ...]
+    sites: tuple[int, ...]
+    moved: bool
+    alone: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A loss of one example, cut: all that depends on shapes alone.
+
+    Attributes:
+      leaves: the parameters.
+      sites: where they meet data.
+      groups: of parameters; those that meet no data are in none.
+      jaxpr: of (parameters, example).
+    """
+
+    leaves: list[Array]
+    sites: list[Site]
+    groups: list[Group]
+    jaxpr: Any
+
+    def weights(self, leaves: Sequence[Array], wanted: Sequence[int]) -> list[Array]:
+        """What the sites `wanted` use, from the parameters."""
+        walk = Walk()
+        _walked(walk, self.jaxpr, leaves, None)
+        return [walk.sites[i].param.value for i in wanted]
+
+    def loss(self, example: Sequence[Array], cuts: Sequence[Array]) -> tuple[Array, list[tuple[Any, ...]]]:
+        """The loss of one example with `cuts` added at the sites; and the sites' operands."""
+        walk = Walk(cuts)
+        return _walked(walk, self.jaxpr, self.leaves, example), walk.operands
+
+
+def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyTree) -> Cut:
+    """Traces and cuts a loss; `example` may be shapes."""
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(params)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    data_def: Any
+    data, data_def = jax.tree.flatten(example)
+    flat = lambda ls, xs: loss_fn(treedef.unflatten(ls), data_def.unflatten(xs))  # noqa: E731
+    jaxpr = jax.make_jaxpr(flat)(leaves, data)
+    walk = Walk()
+    _walked(walk, jaxpr, leaves, None)
+    return Cut(leaves, walk.sites, _grouped(walk.sites, leaves), jaxpr)
+
+
+def _walked(walk: Walk, jaxpr: Any, leaves: Sequence[Array], example: Sequence[Array] | None) -> Array:
+    params = [Param(leaf, frozenset([i]), lambda x: x) for i, leaf in enumerate(leaves)]
+    rest = len(jaxpr.jaxpr.invars) - len(leaves)
+    data = [Data() for _ in range(rest)] if example is None else [Data(x) for x in example]
+    (loss,) = walk.run(jaxpr.jaxpr, jaxpr.consts, [*params, *data])
+    if isinstance(loss, Param):
+        loss = walk.identity(loss)
+    return loss.value if isinstance(loss, Data) else loss
+
+
+def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:
+    found: list[tuple[frozenset[int], list[int]]] = []
+    for number, site in enumerate(sites):
+        touching = [group for group in found if group[0] & site.param.leaves]
+        found = [group for group in found if group not in touching]
+        merged = frozenset().union(site.param.leaves, *(group[0] for group in touching))
+        found.append((merged, sorted([number, *(i for group in touching for i in group[1])])))
+    groups = []
+    for shared, numbers in found:
+        moved = all(sites[i].param.moved is not None for i in numbers)
+        first = sites[numbers[0]]
+        alone = moved and len(numbers) == 1 and len(shared) == 1 and first.w.size == leaves[min(shared)].size
+        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, alone))
+    return groups
+
+
+class Gradients:
+    """Per-example gradients of a batch, factored where possible: their norms, and weighted sums of them."""
+
+    def __init__(self, loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree, *, keep: int):
+        """One forward and one backward pass.
+
+        Args:
+          loss_fn: of one example.
+          params: pytree of floating-point arrays.
+          batch: pytree of arrays (batch, ...).
+          keep: bytes that may be held between norms and sums, besides what can't be avoided.
+        """
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
+        self._treedef: Any = jax.tree.structure(params)
+        self.cut = found = cut(loss_fn, params, example)
+        data = jax.tree.leaves(batch)
+        self._size = jnp.shape(data[0])[0]
+        zeros = [jnp.zeros((self._size, *site.y.shape), site.y.dtype) for site in found.sites]
+        self.losses, pull, self._operands = jax.vjp(lambda cuts: jax.vmap(found.loss)(data, cuts), zeros, has_aux=True)
+        (self._cotangents,) = pull(jnp.ones_like(self.losses))
+        self._prepare(keep)
+
+    def _prepare(self, keep: int) -> None:
+        found = self.cut
+        self._forms: dict[int, Outer | Rows] = {}  # by site
+        self._full: dict[int, Array] = {}  # by parameter: (batch, *shape), wide
+        self._kept: dict[int, Array] = {}  # by site: products written out
+        for group in found.groups:
+            if group.alone:
+                (i,) = group.sites
+                form = factored(found.sites[i], self._operands[i], self._cotangents[i])
+                if form is not None:
+                    self._forms[i] = form
+                    continue
+            if group.moved:
+                self._add_moved(group)
+        rest = [group for group in found.groups if not group.moved]
+        if rest:
+            self._carry_back(rest)
+        products = {i: form for i, form in self._forms.items() if isinstance(form, Outer)}
+        works = [form.product for form in products.values()]
+        self.routes = dict(zip(products, routes.choose(works, keep), strict=True))
+        for i, route in self.routes.items():
+            if route.how == "kept":
+                self._kept[i] = products[i].written_out()
+
+    def _add_moved(self, group: Group) -> None:
+        (leaf,) = group.leaves
+        like = self.cut.leaves[leaf]
+        total = jnp.zeros((self._size, *like.shape), _wide_type(like))
+        for i in group.sites:
+            each = written_out(self.cut.sites[i], self._operands[i], self._cotangents[i])
+            total += jax.vmap(_back(self.cut.sites[i], like))(each.astype(total.dtype))
+        self._full[leaf] = total
+
+    def _carry_back(self, groups: Sequence[Group]) -> None:
+        """Gradients of groups whose w is computed: through the derivative of that computation, for each example."""
+        found = self.cut
+        sites = [i for group in groups for i in group.sites]
+        leaves = [i for group in groups for i in group.leaves]
+
+        def weights(some: Sequence[Array]) -> list[Array]:
+            every = list(found.leaves)
+            for i, leaf in zip(leaves, some, strict=True):
+                every[i] = leaf
+            return found.weights(every, sites)
+
+        _, pull = jax.vjp(weights, [found.leaves[i] for i in leaves])
+        full = [written_out(found.sites[i], self._operands[i], self._cotangents[i]) for i in sites]
+        each = [g.astype(found.sites[i].w.dtype) for i, g in zip(sites, full, strict=True)]
+        (gradients,) = jax.vmap(pull)(each)
+        for i, gradient in zip(leaves, gradients, strict=True):
+            self._full[i] = gradient.astype(_wide_type(gradient))
+
+    def norms(self) -> tuple[Array, Array]:
+        """‖g_i‖ and an upper bound of it that rounding can't pass, each (batch,)."""
+        sizes = []
+        for i, form in self._forms.items():
+            if i in self._kept:
+                exact = jnp.sum(self._kept[i] ** 2, (1, 2, 3))
+                sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
+            elif isinstance(form, Outer):
+                sizes.append(form.size(gram=self.routes[i].how == "gram"))
+            else:
+                sizes.append(form.size())
+        for full in self._full.values():
+            exact = jnp.sum(full**2, range(1, full.ndim))
+            sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
+        zero = jnp.zeros(self._size, jnp.float32)
+        square = sum((size.square for size in sizes), zero)
+        unit = jnp.finfo(square.dtype).eps / 2
+        scale, lost = (sum((getattr(size, name) for size in sizes), zero) for name in ("scale", "lost"))
+        # The norm as computed may be off by the rounding of `square`, and what is summed by that of the sum.
+        bound = jnp.sqrt(square + _ROUNDING * unit * scale) + _ROUNDING * unit * jnp.sqrt(scale) + lost
+        return jnp.sqrt(square), bound
+
+    def weighted_sum(self, factors: Array) -> PyTree:
+        """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold."""
+        sums = [jnp.zeros(leaf.shape, _wide_type(leaf)) for leaf in self.cut.leaves]
+        for group in self.cut.groups:
+            if group.sites[0] in self._forms:
+                (i,), (leaf,) = group.sites, group.leaves
+                form = self._forms[i]
+                if i in self._kept:
+                    total = form.arrange(_weighted(factors, self._kept[i]))
+                else:
+                    total = form.weighted_sum(factors)
+                sums[leaf] = _back(self.cut.sites[i], self.cut.leaves[leaf])(total.astype(sums[leaf].dtype))
+            else:
+                for leaf in group.leaves:
+                    sums[leaf] = _weighted(factors, self._full[leaf])
+        return self._treedef.unflatten(sums)
+
+
+def _weighted(factors: Array, each: Array) -> Array:
+    # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
+    used = jnp.where((factors != 0).reshape(-1, *[1] * (each.ndim - 1)), each, 0)
+    return jnp.tensordot(factors, used, 1, precision=HIGHEST)
+
+
+def _back(site: Site, leaf: Array) -> Callable[[Array], Array]:
+    """From a gradient of w to that of the parameter, whose entries w only moves."""
+    moved = site.param.moved
+    assert moved is not None
+    like = jax.ShapeDtypeStruct(leaf.shape, _wide_type(leaf))
+    return lambda g: jax.linear_transpose(moved, like)(g)[0]
+
+
+def _wide_type(x: Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)

@@ -1,0 +1,274 @@
+r"""Per-example gradients at a site, in factored form: one rule for each primitive.
+
+With operands a and cotangent g of y = L(a, w), the gradient with respect to w is G = Lᵀ(a, ·) g. For products it is a sum of T
+outer products, written once for all as
+
+    G[n] = a[n]ᵀ g[n],    a: (n, T, p), g: (n, T, d), G: (n, p, d),
+
+with n independent products (heads, groups, stacked layers) and T positions at which w is used (tokens, pixels, steps).
+`Outer` holds this for a batch. ‖G‖² is Σ_n ⟨a aᵀ, g gᵀ⟩, the Gram form, T²(p + d) operations, or that of G written out, Tpd.
+
+* *dot_general*: batch dimensions are n; free dimensions of a are T; contracted ones p; free dimensions of w d.
+* *conv_general_dilated*: w meets the patch of a at each output position. Output positions are T, groups n, a patch p, output
+  channels d. Patches are strided slices, not a convolution: vmapped, that would be a grouped one, ten times slower on CPU.
+* *gather* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
+* anything else: G written out by transposing L (`Full`).
+
+In a scan, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
+
+Everything here is in float32, or float64 where that is the parameters' type, at full precision: the norm and the sum have to be
+of the same numbers.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from marauder_dp.cuts.routes import Product
+from marauder_dp.cuts.walker import Site, Values
+
+Array = jax.Array
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+# A square below it vanishes in float32, so of a vector of n entries at most √n times this is missed.
+_TINY = 1.1e-19
+
+
+class Size(NamedTuple):
+    """How large each per-example gradient is, each (batch,).
+
+    Attributes:
+      square: ‖G‖² as computed.
+      scale: (Σ_t ‖a_t‖ ‖g_t‖)², of which the rounding error of `square` is a few units in the last place. Where terms cancel
+        it may be far more than ‖G‖²; 0 where nothing can cancel, or the norm is that of the very numbers that are summed.
+      lost: at most so much of ‖G‖ was lost to underflow.
+    """
+
+    square: Array
+    scale: Array
+    lost: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """G[i, n] = a[i, n]ᵀ g[i, n] for each example i.
+
+    Attributes:
+      a: (batch, n, T, p).
+      g: (batch, n, T, d).
+      arrange: (n, p, d) → the shape of w.
+    """
+
+    a: Array
+    g: Array
+    arrange: Callable[[Array], Array]
+
+    @property
+    def product(self) -> Product:
+        """Its sizes."""
+        batch, n, positions, p = self.a.shape
+        return Product(batch, n, positions, p, self.g.shape[-1])
+
+    def written_out(self) -> Array:
+        """(batch, n, p, d)."""
+        return jnp.einsum("bntp,bntd->bnpd", self.a, self.g, precision=HIGHEST)
+
+    def size(self, *, gram: bool) -> "Size":
+        """Of each G_i, by the Gram form or written out."""
+        sizes_a, sizes_g = jnp.sum(self.a**2, -1), jnp.sum(self.g**2, -1)
+        lost = _norm(sizes_a) * math.sqrt(math.prod(self.g.shape[1:]))
+        lost = _TINY * (lost + _norm(sizes_g) * math.sqrt(math.prod(self.a.shape[1:])))
+        if self.a.shape[2] == 1:
+            return Size(jnp.sum(sizes_a * sizes_g, (1, 2)), jnp.zeros_like(lost), lost)
+        lengths = jnp.sum(jnp.sqrt(sizes_a) * jnp.sqrt(sizes_g), 2)
+        if not gram:
+            return Size(jnp.sum(self.written_out() ** 2, (1, 2, 3)), jnp.sum(lengths**2, 1), lost)
+        aa = jnp.einsum("bntp,bnsp->bnts", self.a, self.a, precision=HIGHEST)
+        gg = jnp.einsum("bntd,bnsd->bnts", self.g, self.g, precision=HIGHEST)
+        return Size(jnp.maximum(jnp.sum(aa * gg, (1, 2, 3)), 0), jnp.sum(lengths**2, 1), lost)
+
+    def weighted_sum(self, factors: Array) -> Array:
+        """Σ_i factors_i G_i in the shape of w; examples with factor 0 count nothing, whatever they hold."""
+        use = (factors != 0)[:, None, None, None]
+        a, g = jnp.where(use, self.a, 0), jnp.where(use, self.g * factors[:, None, None, None], 0)
+        return self.arrange(jnp.einsum("bntp,bntd->npd", a, g, precision=HIGHEST))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Row ids[i, t] of G_i receives g[i, t].
+
+    Attributes:
+      ids: (batch, T); those outside of the table receive nothing.
+      g: (batch, T, d).
+      arrange: (rows, d) → the shape of w.
+      rows: of the table.
+    """
+
+    ids: Array
+    g: Array
+    arrange: Callable[[Array], Array]
+    rows: int
+
+    def size(self) -> "Size":
+        """Of each G_i."""
+        inside = (self.ids >= 0) & (self.ids < self.rows)
+        same = (self.ids[:, :, None] == self.ids[:, None, :]) & inside[:, :, None]
+        gram = jnp.einsum("btd,bsd->bts", self.g, self.g, precision=HIGHEST)
+        lengths = jnp.sum(jnp.where(inside, jnp.sqrt(jnp.sum(self.g**2, -1)), 0), 1)
+        return Size(jnp.maximum(jnp.sum(jnp.where(same, gram, 0), (1, 2)), 0), lengths**2, jnp.zeros_like(lengths))
+
+    def weighted_sum(self, factors: Array) -> Array:
+        """Σ_i factors_i G_i in the shape of w."""
+        g = jnp.where((factors != 0)[:, None, None], self.g * factors[:, None, None], 0)
+        ids = jnp.where(self.ids >= 0, self.ids, self.rows)
+        table = jnp.zeros((self.rows, self.g.shape[-1]), g.dtype)
+        return self.arrange(table.at[ids].add(g, mode="drop"))
+
+
+Factored = Outer | Rows
+
+
+def factored(site: Site, a: Values, g: Array) -> Factored | None:
+    """The factored form of a site's per-example gradients; None where only writing them out is known.
+
+    Args:
+      site: of k nested scans.
+      a: operands, each (batch, k dimensions of steps, ...).
+      g: cotangent of y, (batch, *y).
+    """
+    rule = _RULES.get(site.primitive)
+    return None if rule is None else rule(site, a, g)
+
+
+def written_out(site: Site, a: Values, g: Array) -> Array:
+    """Per-example gradients of w, (batch, *w)."""
+    if (form := factored(site, a, g)) is not None and isinstance(form, Outer):
+        return jax.vmap(form.arrange)(form.written_out())
+
+    def one(a: Values, g: Array) -> Array:
+        return jax.linear_transpose(lambda w: site.apply(a, w), site.w)(g.astype(site.y.dtype))[0]
+
+    return _wide(jax.vmap(one)(a, g))
+
+
+def _norm(sizes: Array) -> Array:
+    """(batch,) from squares (batch, ...)."""
+    return jnp.sqrt(jnp.sum(sizes, range(1, sizes.ndim)))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:
+    if len(site.scans) > 1:
+        return None
+    (left, right), (left_batch, right_batch) = site.eqn.params["dimension_numbers"]
+    if site.operand == 1:
+        contracted, batched, w_contracted, w_batched = left, left_batch, right, right_batch
+    else:
+        contracted, batched, w_contracted, w_batched = right, right_batch, left, left_batch
+    lead = 1 + len(site.scans)
+    x = _wide(a[0])
+    free = [i for i in range(x.ndim - lead) if i not in contracted and i not in batched]
+    x = jnp.transpose(x, [*range(lead), *(i + lead for i in (*batched, *free, *contracted))])
+    shape = x.shape[lead:]
+    n, positions = math.prod(shape[: len(batched)]), math.prod(shape[len(batched) : len(batched) + len(free)])
+    x = x.reshape(*x.shape[:lead], n, positions, -1)
+    g = _wide(g)
+    # The free dimensions of the left operand come first in y.
+    g = (
+        g.reshape(*g.shape[:lead], n, positions, -1)
+        if site.operand == 1
+        else jnp.swapaxes(g.reshape(*g.shape[:lead], n, -1, positions), -1, -2)
+    )
+    w_shape = site.w.shape[1:] if site.scans and site.scans[0] else site.w.shape
+    w_free = [i for i in range(len(w_shape)) if i not in w_contracted and i not in w_batched]
+    order = [*w_batched, *w_contracted, *w_free]
+    x, g, stacked = _steps_joined(site, x, g)
+
+    def arrange(product: Array) -> Array:
+        product = product.reshape(*stacked, *(w_shape[i] for i in order))
+        back = [len(stacked) + order.index(i) for i in range(len(order))]
+        return jnp.transpose(product, [*range(len(stacked)), *back])
+
+    return Outer(x, g, arrange)
+
+
+def _steps_joined(site: Site, a: Array, g: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Joins the steps of a scan with the products (own slices of w) or with the positions (the same w at each)."""
+    if not site.scans:
+        return a, g, ()
+    batch, steps, n, positions = a.shape[:4]
+    if site.scans[0]:
+        return a.reshape(batch, steps * n, positions, -1), g.reshape(batch, steps * n, positions, -1), (steps,)
+    join = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, n, steps * positions, -1)  # noqa: E731
+    return join(a), join(g), ()
+
+
+def _convolution(site: Site, a: Values, g: Array) -> Outer | None:
+    params = site.eqn.params
+    layout, groups = params["dimension_numbers"], params["feature_group_count"]
+    if site.scans or params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+        return None
+    x, g = _channels_last(_wide(a[0]), layout.lhs_spec), _channels_last(_wide(g), layout.out_spec)
+    batch, images, channels = x.shape[0], x.shape[1], x.shape[-1]
+    kernel = [site.w.shape[i] for i in layout.rhs_spec[2:]]
+    outputs, out_channels = g.shape[2:-1], g.shape[-1]
+    padding = [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+    patches = []
+    for offset in itertools.product(*map(range, kernel)):
+        start = [o * d for o, d in zip(offset, params["rhs_dilation"], strict=True)]
+        end = [s + (n - 1) * stride + 1 for s, n, stride in zip(start, outputs, params["window_strides"], strict=True)]
+        strides = [1, 1, *params["window_strides"], 1]
+        patches.append(jax.lax.slice(x, [0, 0, *start, 0], [batch, images, *end, channels], strides))
+    positions = images * math.prod(outputs)
+    x = jnp.stack(patches, -2).reshape(batch, positions, len(patches), groups, channels // groups)
+    x = jnp.moveaxis(x, 3, 1).reshape(batch, groups, positions, -1)
+    g = jnp.moveaxis(g.reshape(batch, positions, groups, out_channels // groups), 2, 1)
+
+    def arrange(product: Array) -> Array:
+        product = product.reshape(groups, *kernel, channels // groups, out_channels // groups)
+        product = jnp.moveaxis(product, 0, -2).reshape(*kernel, channels // groups, out_channels)
+        order = [*layout.rhs_spec[2:], layout.rhs_spec[1], layout.rhs_spec[0]]
+        return jnp.transpose(product, [order.index(i) for i in range(len(order))])
+
+    return Outer(x, g, arrange)
+
+
+def _channels_last(x: Array, spec: tuple[int, ...]) -> Array:
+    """(batch, images, space, channels) from a batch of arrays laid out as `spec` (images, channels, space) says."""
+    return jnp.transpose(x, [0, *(i + 1 for i in (spec[0], *spec[2:], spec[1]))])
+
+
+def _gather(site: Site, a: Values, g: Array) -> Rows | None:
+    numbers, table = site.eqn.params["dimension_numbers"], site.w.shape
+    rows_only = (
+        numbers.start_index_map == (0,)
+        and numbers.collapsed_slice_dims == (0,)
+        and not getattr(numbers, "operand_batching_dims", ())
+        and tuple(site.eqn.params["slice_sizes"]) == (1, *table[1:])
+        # The dimensions of a row come last in y.
+        and tuple(numbers.offset_dims) == tuple(range(len(site.y.shape) - len(table) + 1, len(site.y.shape)))
+        and "CLIP" not in str(site.eqn.params["mode"]).upper()
+    )
+    if site.scans or not rows_only or len(a) != 1:
+        return None
+    ids = a[0].reshape(a[0].shape[0], -1)
+    return Rows(ids, _wide(g).reshape(*ids.shape, -1), lambda rows: rows.reshape(table), table[0])
+
+
+_RULES: dict[str, Callable[[Site, Values, Array], Factored | None]] = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+}

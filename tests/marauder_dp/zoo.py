@@ -1,0 +1,378 @@
+"""Losses of all shapes: each a function that returns (loss of one example, params, batch of 5)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+BATCH = 5
+ZOO = {}
+
+
+def member(function):
+    ZOO[function.__name__] = function
+    return function
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape) * scale)
+
+
+def whole(high, *shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).integers(0, high, shape), jnp.int32)
+
+
+def linen(module, x):
+    """The sum of squares of a module's output, weighed so that positions differ."""
+    x0 = x[0]
+    params = module.init(jax.random.key(0), x0)["params"]
+    params = jax.tree.map(lambda p: p + 0.3 * normal(*p.shape, seed=p.size).astype(p.dtype), params)
+
+    def loss(params, x):
+        y = module.apply({"params": params}, x)
+        return jnp.sum(jnp.sin(y + jnp.arange(y.size).reshape(y.shape) / y.size) ** 2)
+
+    return loss, params, x
+
+
+@member
+def linear():
+    return lambda w, x: jnp.sum(jnp.tanh(x @ w)), normal(4, 3), normal(BATCH, 4)
+
+
+@member
+def scalar_parameter():
+    return lambda p, x: jnp.sum(jnp.sin(p["t"] * x) + p["b"]), {"t": normal(), "b": normal(seed=1)}, normal(BATCH, 4)
+
+
+@member
+def mlp():
+    return linen(nn.Sequential([nn.Dense(7), nn.gelu, nn.Dense(5), nn.relu, nn.Dense(3)]), normal(BATCH, 6))
+
+
+@member
+def matrix_products_in_every_layout():
+    params = {"a": normal(4, 5), "b": normal(3, 6, seed=1), "c": normal(2, 3, 4, seed=2), "d": normal(5, 2, seed=3)}
+
+    def loss(p, x):  # x: (6, 4)
+        y = jnp.einsum("tk,kd->td", x, p["a"])
+        z = jnp.einsum("ht,td->hd", p["b"], y)
+        w = jnp.einsum("gac,tc->gat", p["c"], x)
+        v = jnp.einsum("td,dg->gt", y, p["d"])
+        return jnp.sum(jnp.sin(z)) + jnp.sum(jnp.cos(w) * v[:, None])
+
+    return loss, params, normal(BATCH, 6, 4)
+
+
+@member
+def batched_product():
+    return lambda w, x: jnp.sum(jnp.sin(jnp.einsum("htk,hkd->thd", x, w))), normal(3, 4, 2), normal(BATCH, 3, 6, 4)
+
+
+@member
+def parameter_on_the_left_of_a_batched_product():
+    return lambda w, x: jnp.sum(jnp.sin(jnp.einsum("dkh,htk->hdt", w, x))), normal(2, 4, 3), normal(BATCH, 3, 6, 4)
+
+
+def convolution(features=4, size=(3, 3), shape=(7, 6, 2), **options):
+    return linen(nn.Conv(features, size, **options), normal(BATCH, *shape))
+
+
+ZOO["convolution"] = convolution
+ZOO["convolution_strided"] = functools.partial(convolution, strides=(2, 3))
+ZOO["convolution_valid_dilated"] = functools.partial(convolution, padding="VALID", kernel_dilation=(2, 1))
+ZOO["convolution_grouped"] = functools.partial(convolution, shape=(7, 6, 4), feature_group_count=2)
+ZOO["convolution_depthwise"] = functools.partial(convolution, features=6, shape=(5, 5, 3), feature_group_count=3)
+ZOO["convolution_input_dilated"] = functools.partial(convolution, input_dilation=(2, 2), padding=((1, 1), (1, 2)))
+ZOO["convolution_circular"] = functools.partial(convolution, padding="CIRCULAR")
+ZOO["convolution_1d_causal"] = functools.partial(convolution, size=(3,), shape=(9, 2), padding="CAUSAL")
+ZOO["convolution_3d"] = functools.partial(convolution, size=(2, 3, 2), shape=(4, 5, 3, 2))
+ZOO["convolution_without_bias_1x1"] = functools.partial(convolution, size=(1, 1), use_bias=False)
+
+
+@member
+def convolution_with_other_layout():
+    def loss(w, x):
+        y = jax.lax.conv_general_dilated(x[None], w, (1, 2), ((1, 0), (2, 1)), dimension_numbers=("NCHW", "IHWO", "NHWC"))
+        return jnp.sum(jnp.sin(y))
+
+    return loss, normal(3, 3, 2, 4), normal(BATCH, 3, 6, 7)
+
+
+@member
+def convolution_transposed():
+    return linen(nn.ConvTranspose(3, (3, 3), strides=(2, 2)), normal(BATCH, 4, 4, 2))
+
+
+@member
+def convolution_net_with_pooling():
+    layers = [nn.Conv(4, (3, 3)), nn.relu, lambda x: nn.max_pool(x, (2, 2), (2, 2)), nn.Conv(3, (3, 3)), nn.tanh]
+    return linen(nn.Sequential([*layers, lambda x: x.reshape(-1), nn.Dense(3)]), normal(BATCH, 8, 8, 1))
+
+
+@member
+def weight_standardisation():
+    class Standardised(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 2, 4))
+            gain = self.param("gain", nn.initializers.ones, (4,))
+            kernel = gain * (kernel - kernel.mean((0, 1, 2))) / jnp.sqrt(kernel.var((0, 1, 2)) + 1e-4)
+            y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return nn.GroupNorm(2)(nn.relu(y))
+
+    return linen(Standardised(), normal(BATCH, 5, 5, 2))
+
+
+@member
+def normalisations():
+    return linen(nn.Sequential([nn.LayerNorm(), nn.Dense(6), nn.RMSNorm(), nn.Dense(8), nn.GroupNorm(2)]), normal(BATCH, 3, 5))
+
+
+@member
+def spectral_like_normalisation():
+    return lambda w, x: jnp.sum(jnp.sin(x @ (w / jnp.linalg.norm(w)))), normal(4, 3), normal(BATCH, 6, 4)
+
+
+@member
+def embedding():
+    def loss(p, ids):
+        return jnp.sum(jnp.tanh(p["table"][ids] @ p["w"]))
+
+    return loss, {"table": normal(9, 4), "w": normal(4, 2, seed=1)}, whole(9, BATCH, 7)
+
+
+@member
+def embedding_of_one_token_and_negative_ids():
+    return lambda table, i: jnp.sum(jnp.sin(table[i - 3])), normal(9, 4), whole(6, BATCH)
+
+
+@member
+def embedding_out_of_range():
+    take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
+    return lambda table, ids: jnp.sum(jnp.sin(take(table, ids))), normal(4, 3), whole(7, BATCH, 6)
+
+
+@member
+def embedding_clipped():
+    return lambda table, ids: jnp.sum(jnp.sin(jnp.take(table, ids, axis=0, mode="clip"))), normal(4, 3), whole(7, BATCH, 6)
+
+
+@member
+def gather_of_columns():
+    return lambda table, ids: jnp.sum(jnp.sin(table[:, ids])), normal(4, 6), whole(6, BATCH, 3)
+
+
+@member
+def dynamic_slice_of_a_parameter():
+    return lambda w, i: jnp.sum(jnp.sin(jax.lax.dynamic_slice(w, (i, i - i), (2, 3)))), normal(6, 3), whole(4, BATCH)
+
+
+@member
+def tied_embedding():
+    class Tied(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            embed = nn.Embed(9, 4)
+            return nn.log_softmax(embed.attend(nn.tanh(nn.Dense(4)(embed(ids)))))
+
+    return linen(Tied(), whole(9, BATCH, 6))
+
+
+@member
+def the_same_layer_twice():
+    def loss(w, x):
+        return jnp.sum(jnp.sin(jnp.tanh(x @ w) @ w.T) + x @ w @ w.T)
+
+    return loss, normal(4, 3), normal(BATCH, 2, 4)
+
+
+@member
+def a_product_of_two_parameters():
+    return lambda p, x: jnp.sum(jnp.sin(x @ (p["a"] @ p["b"]))), {"a": normal(4, 2), "b": normal(2, 3)}, normal(BATCH, 6, 4)
+
+
+@member
+def low_rank_adapter_beside_frozen_weights():
+    frozen = normal(4, 3, seed=7)
+    return (
+        lambda p, x: jnp.sum(jnp.sin(x @ frozen + x @ p["a"] @ p["b"])),
+        {"a": normal(4, 2), "b": normal(2, 3)},
+        normal(BATCH, 4),
+    )
+
+
+@member
+def attention():
+    return linen(nn.MultiHeadDotProductAttention(2, qkv_features=8), normal(BATCH, 6, 4))
+
+
+@member
+def transformer_of_scanned_layers():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            return x + nn.Dense(4)(nn.gelu(nn.Dense(8)(nn.LayerNorm()(x)))), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            x = nn.Embed(9, 4)(ids) + self.param("position", nn.initializers.normal(), (6, 4))
+            stack = nn.scan(nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            return nn.Dense(9)(stack()(x, None)[0])
+
+    return linen(Net(), whole(9, BATCH, 6))
+
+
+@member
+def scanned_layers_with_casts_inside():
+    params = {"w": normal(3, 4, 4), "b": normal(3, 4, seed=1)}
+
+    def loss(p, x):
+        def layer(h, wb):
+            w, b = wb
+            return jnp.tanh(h @ (w - w.mean()).T + 2 * b), jnp.sum(h)
+
+        h, sums = jax.lax.scan(layer, x, (p["w"], p["b"]))
+        return jnp.sum(jnp.sin(h)) + jnp.sum(sums**2)
+
+    return loss, params, normal(BATCH, 4)
+
+
+@member
+def recurrent():
+    return linen(nn.RNN(nn.LSTMCell(4, param_dtype=jnp.result_type(float))), normal(BATCH, 6, 3))
+
+
+@member
+def recurrent_gru():
+    return linen(nn.RNN(nn.GRUCell(4, param_dtype=jnp.result_type(float)), reverse=True), normal(BATCH, 6, 3))
+
+
+@member
+def scan_in_scan():
+    def loss(w, x):
+        inner = lambda h, wi: (jnp.tanh(h @ wi), None)
+        outer = lambda h, xi: (jax.lax.scan(inner, h + xi, w)[0], None)
+        return jnp.sum(jnp.sin(jax.lax.scan(outer, jnp.zeros_like(x[0]), x)[0]))
+
+    return loss, normal(2, 4, 4), normal(BATCH, 3, 4)
+
+
+@member
+def parameter_as_the_first_state_of_a_scan():
+    def loss(p, x):
+        return jnp.sum(jax.lax.scan(lambda h, xi: (jnp.tanh(h * xi + p["c"]), h), p["h"], x)[1] ** 2)
+
+    return loss, {"h": normal(4), "c": normal(4, seed=1)}, normal(BATCH, 3, 4)
+
+
+@member
+def loop_with_a_fixed_number_of_rounds():
+    return lambda w, x: jnp.sum(jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ w), x)), normal(4, 4), normal(BATCH, 4)
+
+
+@member
+def branches():
+    def loss(p, x):
+        return jnp.sum(jax.lax.cond(x[0] > 0, lambda x: jnp.sin(x @ p["a"]), lambda x: x @ (p["b"] * p["a"]), x))
+
+    return loss, {"a": normal(4, 3), "b": normal(4, 3, seed=1)}, normal(BATCH, 4)
+
+
+@member
+def custom_derivatives():
+    @jax.custom_vjp
+    def product(x, w):
+        return x @ w
+
+    product.defvjp(lambda x, w: (x @ w, (x, w)), lambda xw, g: (g @ xw[1].T, 2 * jnp.outer(xw[0], g)))
+
+    @jax.custom_jvp
+    def swish(x, beta):
+        return x * jax.nn.sigmoid(beta * x)
+
+    @swish.defjvp
+    def _(primals, tangents):
+        x, beta = primals
+        return swish(x, beta), tangents[0] + tangents[1] * jnp.sum(x)
+
+    return lambda p, x: jnp.sum(swish(product(x, p["w"]), p["beta"])), {"w": normal(4, 3), "beta": normal()}, normal(BATCH, 4)
+
+
+@member
+def stopped_gradients():
+    def loss(p, x):
+        return jnp.sum(jnp.sin(x @ p["a"])) + jnp.sum(x @ jax.lax.stop_gradient(p["a"]) + p["b"])
+
+    return loss, {"a": normal(4, 3), "b": normal(3)}, normal(BATCH, 4)
+
+
+@member
+def quantised_weights_with_a_straight_through_gradient():
+    def loss(w, x):
+        return jnp.sum(jnp.sin(x @ (w + jax.lax.stop_gradient(jnp.round(w) - w))))
+
+    return loss, normal(4, 3), normal(BATCH, 2, 4)
+
+
+@member
+def regularised():
+    loss, params, batch = mlp()
+    return lambda p, x: loss(p, x) + 0.1 * sum(jnp.sum(w**2) for w in jax.tree.leaves(p)), params, batch
+
+
+@member
+def independent_of_the_example():
+    return lambda w, x: jnp.sum(jnp.sin(w)) + 0 * jnp.sum(x), normal(3), normal(BATCH, 2)
+
+
+@member
+def a_parameter_that_is_not_used():
+    return lambda p, x: jnp.sum(jnp.sin(x @ p["used"])), {"used": normal(4, 3), "unused": normal(2)}, normal(BATCH, 4)
+
+
+@member
+def masks_and_thresholds_of_parameters():
+    def loss(w, x):
+        return jnp.sum(jnp.where(w > 0, x @ w, 0.0)) + jnp.sum(jnp.maximum(w, x[:, None]))
+
+    return loss, normal(4, 4), normal(BATCH, 4)
+
+
+@member
+def concatenated_and_sliced_parameters():
+    def loss(p, x):
+        token = jnp.concatenate([p["token"][None], x + p["position"][1:]])
+        return jnp.sum(jnp.sin(token @ p["w"][:, ::-1]))
+
+    return loss, {"token": normal(4), "position": normal(4, 4), "w": normal(4, 3)}, normal(BATCH, 3, 4)
+
+
+@member
+def mixture_of_experts():
+    def loss(p, x):
+        gate = jax.nn.softmax(x @ p["gate"])
+        return jnp.sum(jnp.sin(jnp.einsum("te,td,edf->tf", gate, x, p["experts"])))
+
+    return loss, {"gate": normal(4, 3), "experts": normal(3, 4, 2)}, normal(BATCH, 5, 4)
+
+
+@member
+def nnx_module():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(2, 3, (3, 3), rngs=rngs)
+            self.norm = nnx.LayerNorm(3, rngs=rngs)
+            self.out = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(jax.nn.silu(self.norm(self.conv(x[None])[0])).mean((0, 1)))
+
+    graph, params = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
+    params = jax.tree.map(lambda p: p.astype(jnp.result_type(float)), params)
+    return lambda p, x: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))), params, normal(BATCH, 5, 5, 2)
