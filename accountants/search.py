@@ -49,16 +49,16 @@ class EpsilonQuestion:
     """ε at a given δ."""
 
     def __init__(self, delta: float):
-        self._delta = delta
+        self.delta = delta
 
     def aim(self, rough: Cumulants) -> tuple[float, Tilt]:
         """About the answer, and the tilt that suits it."""
-        tilt = rough.tilt_for_delta(self._delta)
-        return max(rough.epsilon(tilt.best, self._delta), 0.0), tilt
+        tilt = rough.tilt_for_delta(self.delta)
+        return max(rough.epsilon(tilt.best, self.delta), 0.0), tilt
 
     def tail(self, guess: float) -> float:
         """Probability that may be moved to infinite loss."""
-        return NEGLIGIBLE * self._delta
+        return NEGLIGIBLE * self.delta
 
     def width(self, guess: float, deviation: float, rtol: float) -> float:
         """How wide the interval may be."""
@@ -69,11 +69,11 @@ class EpsilonQuestion:
         return 6 * width / (tilt + 1)
 
     def answer(self, composition: Composition) -> float:
-        return convolution.epsilon(composition, self._delta)
+        return convolution.epsilon(composition, self.delta)
 
     def exact(self, pair: Pair) -> Interval:
         """Where `pair` is all there is."""
-        return solve(pair, self._delta)
+        return solve(pair, self.delta)
 
 
 class DeltaQuestion:
@@ -113,7 +113,7 @@ class Search:
         self._groups = grouped(direction)
         self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
-        self._rough, self._range = rough_cumulants(self._groups, NEGLIGIBLE * 1e-20)
+        self._rough, self._range, self._farthest = rough_cumulants(self._groups, NEGLIGIBLE * 1e-20)
         self.guess, tilt = question.aim(self._rough)
         self._aim(tilt)
 
@@ -125,7 +125,9 @@ class Search:
         low, high = window(rough, self._tilt)
         self._span = high - low
         self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
-        self._floor = max(self._span / convolution.MAX_POINTS, self._range / _MAX_CELLS)
+        # A lattice may have to reach from loss 0 to losses that are all nearly one.
+        cells = max(self._range, self._farthest / 8) / _MAX_CELLS
+        self._floor = max(self._span / convolution.MAX_POINTS, cells)
         self._measured: tuple[float, float] | None = None
 
     def _first_step(self, unless_below: float) -> float:
@@ -136,12 +138,17 @@ class Search:
         if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
             step = max(step, self._range)  # atoms are exact on any lattice
         else:
-            step = min(step, max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512), _WIDEST)
+            coarsest = min(max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512), _WIDEST)
+            step = min(step, coarsest) or coarsest  # 0 where the answer seems to be 0
         return step
 
     def run(self, unless_below: float) -> Interval:
         """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
         question, step = self._question, self._first_step(unless_below)
+        if isinstance(question, EpsilonQuestion) and self._variation() <= question.delta:
+            return Interval(0.0, 0.0)
+        if isinstance(question, EpsilonQuestion) and (largest := self._largest(question.delta)) <= unless_below:
+            return Interval(0.0, largest)
         best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
             try:
@@ -171,6 +178,19 @@ class Search:
             # Thinned parts converge as well, should they be what makes it wide.
             self._fineness = [dataclasses.replace(f, largest=f.largest * shrink) for f in self._fineness]
         return best
+
+    def _variation(self) -> float:
+        """At least the total variation of the composition, which is δ at ε = 0: it adds up."""
+        total = 0.0
+        for pair, counts in self._groups:
+            cells = pair.cells(np.zeros((len(counts), 1)))
+            total += float(counts @ (cells.excess[:, 1] + cells.error[:, 1]))
+        return total * (1 + 1e-12)
+
+    def _largest(self, delta: float) -> float:
+        """At least ε at δ: but for δ in all, no loss is larger than its own quantile."""
+        tail = np.full((1, 1), max(delta / self._total, 1e-300))
+        return sum(float(np.sum(counts * pair.quantiles(tail, tail)[1][:, 0])) for pair, counts in self._groups) * (1 + 1e-12)
 
     def _power(self, step: float, gap: float) -> float:
         """With which power of the step the width falls: 2, but 1 where atoms lie off the lattice. Measured from round 2 on."""
@@ -279,9 +299,9 @@ def grouped(direction: Direction) -> Groups:
     ]
 
 
-def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
-    """K(θ) on some two hundred losses of each pair, for choosing tilt and step; and the widest range of losses."""
-    widest = 0.0
+def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float, float]:
+    """K(θ) on some two hundred losses of each pair, for choosing tilt and step; the widest range of losses; the largest one."""
+    widest = farthest = 0.0
     tails = np.geomspace(tail, 0.5, 48)[None, :]
     parts = []
     for pair, counts in groups:
@@ -289,8 +309,8 @@ def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
         shape = (len(counts), len(tails[0]))
         low, high = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
         # Where all losses are nearly one, their size is the scale.
-        size = 1e-3 * max(float(np.max(np.abs(high[:, 0]))), float(np.max(np.abs(low[:, 0]))), 1e-290)
-        widest = max(widest, float(np.max(high[:, 0] - low[:, 0])), size)
+        size = max(float(np.max(np.abs(high[:, 0]))), float(np.max(np.abs(low[:, 0]))), 1e-287)
+        widest, farthest = max(widest, float(np.max(high[:, 0] - low[:, 0])), 1e-3 * size), max(farthest, size)
         even = low[:, :1] + (high[:, :1] - low[:, :1]) * np.linspace(0, 1, 129)
         edges = np.sort(np.concatenate([low, high, even], axis=1), axis=1)
         cells = pair.cells(edges)
@@ -301,4 +321,4 @@ def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float]:
         losses = np.concatenate([np.where(np.isfinite(first), first, edges[:, :1]), losses], axis=1)
         losses[:, 1:] = np.where(np.isfinite(losses[:, 1:]), losses[:, 1:], edges)
         parts.append((cells.p, losses, counts))
-    return Cumulants(parts), widest
+    return Cumulants(parts), widest, farthest

@@ -1,7 +1,7 @@
-"""Time and memory of one clipped sum against plain training's gradient. `python -m benchmarks.clipping [--peers] [NAME ...]`.
+"""Time and memory of one clipped sum against plain training's gradient. `python -m benchmarks.clipping [--vmap] [NAME ...]`.
 
-Rounds alternate between the methods; medians of the rounds' ratios to the plain step, by CPU time, with their spread. Memory is what XLA
-reports as temporary. All work is random data of the shape that is named.
+Rounds alternate between the methods; medians of the rounds' ratios to the plain step, by CPU and by wall time, with their
+spread. Memory is what XLA reports as temporary. All work is random data of the shape that is named.
 """
 
 import argparse
@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--vmap", action="store_true", help="measure vmap(grad) as well, where its memory fits")
     options = parser.parse_args()
     print(f"jax {jax.__version__} on {jax.default_backend()}, {ROUNDS} rounds\n")
-    print("| work | plain, ms | method | CPU time / plain | wall / plain | temporary memory, MiB (plain) | compile, s (plain) |")
+    print(
+        "| work | plain, ms | method | CPU time / plain | wall / plain | temporary memory, MiB (plain) | compile, s (plain) |"
+    )
     print("|---|---|---|---|---|---|---|")
     for work in WORK:
         if not options.names or any(name.lower() in work.name.lower() for name in options.names):
@@ -45,9 +47,11 @@ def measure(work: Work, methods: list[str]) -> None:
     floor = seen["none"]
     for name in methods:
         cpu, wall = ([mine[i] / plain[i] for mine, plain in zip(seen[name], floor, strict=True)] for i in (0, 1))
+        milliseconds = statistics.median(wall for _, wall in floor) * 1e3
+        (_, memory, compiling), (_, plain_memory, plain_compiling) = programs[name], programs["none"]
         print(
-            f"| {work.name} ({work.batch_size}) | {statistics.median(f[1] for f in floor) * 1e3:.3g} | {name} | {spread(cpu)} | {spread(wall)} "
-            f"| {programs[name][1]:.0f} ({programs['none'][1]:.0f}) | {programs[name][2]:.1f} ({programs['none'][2]:.1f}) |",
+            f"| {work.name} ({work.batch_size}) | {milliseconds:.3g} | {name} | {spread(cpu)} | {spread(wall)} "
+            f"| {memory:.0f} ({plain_memory:.0f}) | {compiling:.1f} ({plain_compiling:.1f}) |",
             flush=True,
         )
 

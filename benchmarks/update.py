@@ -36,7 +36,7 @@ def main() -> None:
         private = plan_dpsgd(num_examples=n, batch_size=batch, steps=100, clip_norm=1.0, epsilon=3.0)
         keys, programs = secrets.fresh_keys(), []
         for plan in (plain, private):
-            micro_batch = choose_micro_batch(batch, n, size, plan.private)
+            micro_batch = choose_micro_batch(batch, n)
             sgd = DpSgd(plan, cross_entropy(model), optax.sgd(0.01, momentum=0.9), micro_batch)
             programs.append((sgd.init(params), compile_program(sgd, sgd.init(params), keys, data)))
         times: tuple[list[float], list[float]] = ([], [])

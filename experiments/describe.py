@@ -42,8 +42,9 @@ def plan_text(settings: Settings, job: "Job") -> str:
         rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
     if settings.epsilon_ceiling is not None:
         rows.append(("ceiling", f"stops before the update that would bring ε above {settings.epsilon_ceiling:g}"))
+    size_text = "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"
     rows += [
-        ("memory", "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"),
+        ("memory", f"{size_text}, {job.sgd.micro_batch:,} examples at a time"),
         (
             "time",
             f"compiled in {job.program.compile_seconds:.1f} s; training takes {_duration(seconds * plan.steps)} "

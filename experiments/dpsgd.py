@@ -53,6 +53,7 @@ SEED = flags.DEFINE_integer(
 REPRODUCIBLE_NOISE = flags.DEFINE_bool(
     "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
 )
+MEMORY_LIMIT = flags.DEFINE_string("memory_limit", None, "Such as 2GiB; default: four fifths of the device's memory.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
 CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
@@ -150,6 +151,7 @@ def prepare(settings: Settings) -> "Job":
     from marauder_dp import preflight
     from marauder_dp.datasets import load_dataset
     from marauder_dp.dpsgd import DpSgd, choose_micro_batch
+    from marauder_dp.memory import memory_limit
     from marauder_dp.models import cross_entropy, make_model
     from marauder_dp.optimizers import make_optimizer
     from marauder_dp.secrets import fresh_keys
@@ -164,21 +166,21 @@ def prepare(settings: Settings) -> "Job":
     loss = cross_entropy(model)
     preflight.check_loss(loss, params, preflight.synthetic_examples(shape, dataset.num_classes))
     schedule = (settings.learning_rate, settings.learning_rate_schedule, plan.steps)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     sgd = DpSgd(
         plan,
         loss,
         make_optimizer(settings.optimizer, *schedule, settings.optimizer_args),
-        choose_micro_batch(plan.batch_size, plan.num_examples, size, plan.private),
+        choose_micro_batch(plan.batch_size, plan.num_examples),
     )
     state = sgd.init(params)
     data = jax.eval_shape(lambda: (jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)))
+    program = compile_program(sgd, state, fresh_keys(), data, memory_limit(MEMORY_LIMIT.value))
     return Job(
         settings=dataclasses.asdict(settings),
         dataset=dataset,
         model=model,
-        sgd=sgd,
-        program=compile_program(sgd, state, fresh_keys(), data),
+        sgd=program.sgd,
+        program=program,
         initial=state,
         # The target is the ceiling too, should planning ever be wrong.
         epsilon_ceiling=next((e for e in (settings.epsilon, settings.epsilon_ceiling) if e is not None), math.inf),

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 
 from accountants.events import NeighbouringRelation, as_relation
 from marauder_dp.cuts.engine import Gradients
+from marauder_dp.cuts.explain import Explanation
+from marauder_dp.cuts.explain import explain as explained
 from marauder_dp.errors import ModelError, PlanError
 
 PyTree = Any
@@ -39,7 +41,6 @@ LossFn = Callable[[PyTree, PyTree], jax.Array]
 # which is below rounding for every C from here on.
 MIN_CLIP_NORM = 1e-8
 _ROUNDING_MARGIN = 1e-6
-_KEEP = 2**26  # bytes of per-example gradients that may be held from their norm to their sum
 
 
 class ClippedGrad(NamedTuple):
@@ -93,9 +94,10 @@ def clipped_grad(loss_fn: LossFn, *, clip_norm: float, method: str = "auto") -> 
     Args:
       loss_fn: (params, example) → scalar; any JAX function. `example` is one row of the batch.
       clip_norm: C, at least 1e-8; `math.inf` clips nothing (but still drops non-finite gradients).
-      method: how to compute it; the result is the same up to rounding. "vmap": per-example gradients are
-        materialised, batch × parameters × 4 bytes. "none": no per-example gradients and no clipping at all, for
-        the non-private baseline (`norms` are NaN, the sensitivity infinite). "auto": the best that is private.
+      method: how to compute it; the result is the same up to rounding. "cuts": per-example gradients stay factored
+        (`explain` says how), at about the price of plain training. "vmap": they are written out, batch × parameters × 4
+        bytes. "none": no clipping at all, for the non-private baseline (`norms` are NaN, the sensitivity infinite).
+        "auto": the best that is private, "cuts".
 
     Raises:
       PlanError: a clip norm or method that does not exist.
@@ -107,8 +109,22 @@ def clipped_grad(loss_fn: LossFn, *, clip_norm: float, method: str = "auto") -> 
     return ClippedGradFn(loss_fn, float(clip_norm), "cuts" if method == "auto" else method)
 
 
+def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
+    """How `clipped_grad` treats each parameter for a batch of this shape: print it. Nothing is computed.
+
+    Args:
+      loss_fn: (params, example) → scalar.
+      params, batch: as for a `ClippedGradFn`; shapes (`jax.ShapeDtypeStruct`) do as well.
+
+    Raises:
+      ModelError: as a `ClippedGradFn`.
+    """
+    _check(loss_fn, params, batch, None)
+    return explained(loss_fn, params, batch)
+
+
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
-    """Materialises every per-example gradient."""
+    """Writes every per-example gradient out."""
     losses, grads = jax.vmap(jax.value_and_grad(fn.loss_fn), (None, 0))(params, batch)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     squares = [jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
@@ -131,7 +147,7 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
 
 def _cuts(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """Keeps per-example gradients in factored form: see `cuts.engine`."""
-    gradients = Gradients(fn.loss_fn, params, batch, keep=_KEEP)
+    gradients = Gradients(fn.loss_fn, params, batch)
     norms, bound = gradients.norms()
     use = mask & jnp.isfinite(bound)
     factors = jnp.where(use, _clip_factors(bound, fn.clip_norm), 0)

@@ -20,8 +20,6 @@ from marauder_dp.sampling import micro_batch_ids, take
 
 PyTree = Any
 
-_WORKING_SET = 32 * 2**20  # bytes of per-example gradients at a time: beyond the cache a larger batch is slower
-
 
 class Keys(NamedTuple):
     """The secrets of a run, typed PRNG keys, each for one use."""
@@ -154,18 +152,10 @@ def _check_length(data: PyTree, num_examples: int) -> None:
             )
 
 
-def choose_micro_batch(batch_size: int, num_examples: int, num_parameters: int, private: bool = True) -> int:
-    """How many examples to process at a time.
-
-    Room for two standard deviations above the expected draw, so that one group usually does; less where
-    per-example gradients (num_parameters × 4 bytes each) would outgrow a cache-sized working set.
-    """
-    usual = min(num_examples, batch_size + math.ceil(2 * math.sqrt(batch_size * (1 - batch_size / num_examples))))
-    if not private:
-        return usual
-    fits = max(1, _WORKING_SET // (4 * max(num_parameters, 1)))
-    groups = math.ceil(usual / fits)
-    return math.ceil(usual / groups)
+def choose_micro_batch(batch_size: int, num_examples: int) -> int:
+    """How many examples to process at a time: two deviations above the expected draw, so that one group usually does."""
+    spread = 2 * math.sqrt(batch_size * (1 - batch_size / num_examples))
+    return min(num_examples, batch_size + math.ceil(spread))
 
 
 def _metrics(part: ClippedGrad, used: jax.Array, clip_norm: float) -> PrivateMetrics:

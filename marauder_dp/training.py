@@ -11,6 +11,7 @@ The size of a chunk shows in the ledger, which is public, so it is chosen from a
 import dataclasses
 import enum
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from accountants.budget import Budget
 from marauder_dp.dpsgd import DpSgd, Keys, PrivateMetrics, TrainState
-from marauder_dp.errors import IntegrityError
+from marauder_dp.errors import IntegrityError, PlanError
 from marauder_dp.plan import GRADIENTS
 
 PyTree = Any
@@ -61,6 +62,7 @@ class Program:
     """A compiled `DpSgd.train_steps`.
 
     Attributes:
+      sgd: what was compiled.
       run: (state, keys, data, n) → (state, private metrics); gives up the buffers of `state`.
       compile_seconds: that compiling took.
       update_seconds: that one update takes, on zeros of the data's shapes.
@@ -68,6 +70,7 @@ class Program:
       digest: SHA-256 of the program's text, the JAX version and the backend. Equal digests compute the same.
     """
 
+    sgd: DpSgd
     run: Callable[..., tuple[TrainState, PrivateMetrics]]
     compile_seconds: float
     update_seconds: float
@@ -80,7 +83,7 @@ class Program:
         return max(1, min(int(_CHUNK_SECONDS / self.update_seconds), _MAX_CHUNK))
 
 
-def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> Program:
+def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree, memory_limit: int | None = None) -> Program:
     """Compiles ahead of the first update, so that time and memory are known before private data is touched.
 
     Args:
@@ -88,22 +91,43 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree) -> 
       state: of the right shapes; left as it is.
       keys: any, not the run's.
       data: arrays or their shapes and types.
+      memory_limit: bytes; if it takes more, the micro-batch is made smaller until it does not. None for any.
+
+    Raises:
+      PlanError: even one example at a time takes more than the limit.
     """
-    start = time.perf_counter()
-    lowered = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32))
-    compiled = lowered.compile()
+    start, wanted, groups = time.perf_counter(), sgd.micro_batch, 1
+    while True:
+        lowered = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32))
+        compiled = lowered.compile()
+        memory = _memory(compiled)
+        if memory is None or memory_limit is None or memory <= memory_limit:
+            break
+        if sgd.micro_batch == 1:
+            raise PlanError(
+                f"one example at a time takes {memory / 2**20:,.0f} MiB, data and optimizer included, and the limit is "
+                f"{memory_limit / 2**20:,.0f} MiB; raise it (--memory_limit) or take a smaller model"
+            )
+        # Part of it does not shrink, so this is a first guess.
+        groups = max(groups + 1, math.ceil(groups * memory / memory_limit))
+        sgd = dataclasses.replace(sgd, micro_batch=max(1, math.ceil(wanted / groups)))
     compile_seconds = time.perf_counter() - start
+    text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Program(sgd, compiled, compile_seconds, _update_seconds(compiled, state, keys, data), memory, digest)
+
+
+def _update_seconds(compiled: jax.stages.Compiled, state: TrainState, keys: Keys, data: PyTree) -> float:
+    """Of one update, on zeros."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), data)
-    update_seconds, n = float("inf"), 1
+    seconds, n = float("inf"), 1
     for _ in range(3):
         copy = jax.tree.map(jnp.copy, state)
         start = time.perf_counter()
         jax.block_until_ready(compiled(copy, keys, zeros, jnp.asarray(n, jnp.int32)))
-        update_seconds = min(update_seconds, (time.perf_counter() - start) / n)
-        n = max(1, min(int(0.2 / update_seconds), 100))
-    text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Program(compiled, compile_seconds, update_seconds, _memory(compiled), digest)
+        seconds = min(seconds, (time.perf_counter() - start) / n)
+        n = max(1, min(int(0.2 / seconds), 100))
+    return seconds
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from marauder_dp.cuts import routes
 from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, written_out
 from marauder_dp.cuts.walker import Data, Param, Site, Walk
+from marauder_dp.errors import ModelError
 
 Array = jax.Array
 PyTree = Any
@@ -74,7 +75,11 @@ class Cut:
 
 
 def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyTree) -> Cut:
-    """Traces and cuts a loss; `example` may be shapes."""
+    """Traces and cuts a loss; `example` may be shapes.
+
+    Raises:
+      ModelError: the loss has side effects.
+    """
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
@@ -82,6 +87,12 @@ def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyT
     data, data_def = jax.tree.flatten(example)
     flat = lambda ls, xs: loss_fn(treedef.unflatten(ls), data_def.unflatten(xs))  # noqa: E731
     jaxpr = jax.make_jaxpr(flat)(leaves, data)
+    if jaxpr.effects:
+        found = ", ".join(sorted({str(eqn.primitive) for eqn in jaxpr.eqns if eqn.effects}))
+        raise ModelError(
+            f"the loss has side effects ({found}): what leaves it so is private and unaccounted. Remove it (jax.debug.print, "
+            "io_callback and the like)"
+        )
     walk = Walk()
     _walked(walk, jaxpr, leaves, None)
     return Cut(leaves, walk.sites, _grouped(walk.sites, leaves), jaxpr)
@@ -114,16 +125,24 @@ def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:
 
 
 class Gradients:
-    """Per-example gradients of a batch, factored where possible: their norms, and weighted sums of them."""
+    """Per-example gradients of a batch, factored where possible: their norms, and weighted sums of them.
 
-    def __init__(self, loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree, *, keep: int):
+    Attributes:
+      cut: the loss, cut.
+      losses: (batch,).
+      forms: factored gradients, by site.
+      routes: how products are treated, by site.
+    """
+
+    def __init__(self, loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree, *, keep: int | None = None):
         """One forward and one backward pass.
 
         Args:
           loss_fn: of one example.
           params: pytree of floating-point arrays.
           batch: pytree of arrays (batch, ...).
-          keep: bytes that may be held between norms and sums, besides what can't be avoided.
+          keep: bytes of written-out gradients that may be held between norms and sums, besides what can't be avoided;
+            by default as much as the cotangents take, which the backward pass holds anyhow.
         """
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
         self._treedef: Any = jax.tree.structure(params)
@@ -135,9 +154,9 @@ class Gradients:
         (self._cotangents,) = pull(jnp.ones_like(self.losses))
         self._prepare(keep)
 
-    def _prepare(self, keep: int) -> None:
+    def _prepare(self, keep: int | None) -> None:
         found = self.cut
-        self._forms: dict[int, Outer | Rows] = {}  # by site
+        self.forms: dict[int, Outer | Rows] = {}  # by site
         self._full: dict[int, Array] = {}  # by parameter: (batch, *shape), wide
         self._kept: dict[int, Array] = {}  # by site: products written out
         for group in found.groups:
@@ -145,15 +164,17 @@ class Gradients:
                 (i,) = group.sites
                 form = factored(found.sites[i], self._operands[i], self._cotangents[i])
                 if form is not None:
-                    self._forms[i] = form
+                    self.forms[i] = form
                     continue
             if group.moved:
                 self._add_moved(group)
         rest = [group for group in found.groups if not group.moved]
         if rest:
             self._carry_back(rest)
-        products = {i: form for i, form in self._forms.items() if isinstance(form, Outer)}
+        products = {i: form for i, form in self.forms.items() if isinstance(form, Outer)}
         works = [form.product for form in products.values()]
+        if keep is None:
+            keep = sum(form.g.nbytes for form in products.values())
         self.routes = dict(zip(products, routes.choose(works, keep), strict=True))
         for i, route in self.routes.items():
             if route.how == "kept":
@@ -190,7 +211,7 @@ class Gradients:
     def norms(self) -> tuple[Array, Array]:
         """‖g_i‖ and an upper bound of it that rounding can't pass, each (batch,)."""
         sizes = []
-        for i, form in self._forms.items():
+        for i, form in self.forms.items():
             if i in self._kept:
                 exact = jnp.sum(self._kept[i] ** 2, (1, 2, 3))
                 sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
@@ -213,9 +234,9 @@ class Gradients:
         """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold."""
         sums = [jnp.zeros(leaf.shape, _wide_type(leaf)) for leaf in self.cut.leaves]
         for group in self.cut.groups:
-            if group.sites[0] in self._forms:
+            if group.sites[0] in self.forms:
                 (i,), (leaf,) = group.sites, group.leaves
-                form = self._forms[i]
+                form = self.forms[i]
                 if i in self._kept:
                     total = form.arrange(_weighted(factors, self._kept[i]))
                 else:

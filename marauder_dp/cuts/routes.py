@@ -7,7 +7,7 @@ For a product at n · T places with sizes p and d, and a batch of B:
 | factors (T = 1) | B n (p + d) | 2 B n p d | nothing |
 | gram | 2 B n T² (p + d) | 2 B n T p d | nothing |
 | direct | 2 B n T p d, written out for a moment | 2 B n T p d | nothing |
-| kept | 2 B n T p d | 2 B n p d | B n p d numbers |
+| kept | 2 B n T p d | 2 B n p d | B n p d numbers, but not the factors, B n T (p + d) |
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Literal
 
 How = Literal["factors", "gram", "direct", "kept", "rows", "written out"]
 
-_FLOPS_PER_BYTE = 8.0  # what memory traffic costs beside arithmetic
+_FLOPS_PER_BYTE = 3.0  # what memory traffic costs beside arithmetic
 _NUMBER = 4
 
 
@@ -43,19 +43,19 @@ class Route:
     Attributes:
       how: its name.
       flops: operations of norm and sum beyond what plain training does.
-      kept: bytes held from the norm to the sum.
-      transient: bytes held for a moment.
+      written: bytes of gradients that are written out.
+      kept: bytes held from the norm to the sum, beyond what the factors would take.
     """
 
     how: How
     flops: float
+    written: int = 0
     kept: int = 0
-    transient: int = 0
 
     @property
     def cost(self) -> float:
         """In operations."""
-        return self.flops + _FLOPS_PER_BYTE * (3 * self.kept + 2 * self.transient)
+        return self.flops + _FLOPS_PER_BYTE * (3 if self.how == "kept" else 2) * self.written
 
 
 def ways(work: Product) -> list[Route]:
@@ -64,9 +64,9 @@ def ways(work: Product) -> list[Route]:
     if t == 1:
         return [Route("factors", 2.0 * b * n * (p + d))]
     written, plain = _NUMBER * work.entries, 2.0 * work.entries * t
-    gram = Route("gram", 2.0 * b * n * t * t * (p + d), transient=2 * _NUMBER * b * n * t * t)
-    direct = Route("direct", plain + 2.0 * work.entries, transient=written)
-    kept = Route("kept", 4.0 * work.entries, kept=written)
+    gram = Route("gram", 2.0 * b * n * t * t * (p + d), 2 * _NUMBER * b * n * t * t)
+    direct = Route("direct", plain + 2.0 * work.entries, written)
+    kept = Route("kept", 4.0 * work.entries, written, max(written - _NUMBER * b * n * t * (p + d), 0))
     return sorted([gram, direct, kept], key=lambda route: route.cost)
 
 
@@ -76,12 +76,12 @@ def choose(works: Sequence[Product], keep: int) -> list[Route]:
     Kept gradients go first to the products that gain most for each byte.
     """
     options = [ways(work) for work in works]
-    routes = [next(route for route in way if not route.kept) for way in options]
+    routes = [next(route for route in way if route.how != "kept") for way in options]
     gains = []
     for i, way in enumerate(options):
-        held = next((route for route in way if route.kept), None)
+        held = next((route for route in way if route.how == "kept"), None)
         if held is not None and held.cost < routes[i].cost:
-            gains.append(((routes[i].cost - held.cost) / held.kept, i, held))
+            gains.append(((routes[i].cost - held.cost) / max(held.kept, 1), i, held))
     for _, i, held in sorted(gains, key=lambda gain: -gain[0]):
         if held.kept <= keep:
             keep -= held.kept

@@ -2,10 +2,10 @@
 
 Every value in the loss is one of three: a constant, computed from parameters alone (`Param`: casts, reshapes, weight
 standardisation), or dependent on the example (`Data`). An equation in which both meet is a *site*. If its primitive is linear
-in its one parameter operand w, it computes y = L(a, w), a being its operands that depend on the example. Adding a zero e to y and
-differentiating with respect to e gives the cotangent g of y, and the example's gradient with respect to w at this site is
-Lᵀ(a, ·) g: held in factored form, never written out. Any other equation is a site of the identity, y = w + e, whose gradient is
-g itself: exact, whatever the equation does.
+in its one parameter operand w, it computes y = L(a, w), a being its operands that depend on the example. Adding a zero e to y
+and differentiating with respect to e gives the cotangent g of y, and the example's gradient with respect to w at this site is
+Lᵀ(a, ·) g: held in factored form, never written out. Any other equation is a site of the identity, y = w + e, whose gradient
+is g itself: exact, whatever the equation does.
 
 The gradient of a parameter is the sum over its sites, carried back through the computation from the parameter to w.
 

@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from marauder_dp import clipped_grad
-from tests.marauder_dp.zoo import ZOO
+from marauder_dp import ModelError, clipped_grad, explain
+from marauder_dp.cuts.engine import Gradients
+from marauder_dp.cuts.routes import Product, choose, ways
+from tests.marauder_dp.conftest import tree_norm
+from tests.marauder_dp.zoo import ZOO, normal
 
 
 def reference(loss, params, batch, clip_norm):
@@ -44,3 +50,104 @@ def test_equals_per_example_gradients_in_float64(name):
     with jax.enable_x64(True):
         loss, params, batch = ZOO[name]()
         agree(loss, jax.tree.map(lambda p: p.astype(jnp.float64), params), batch, math.inf, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["mlp", "convolution", "attention", "embedding", "weight_standardisation", "scan_in_scan"])
+def test_low_precision_clips_the_gradient_that_the_loss_has(name, dtype):
+    """Rounding of the loss's own arithmetic aside, it is the gradient of the reference, summed in float32."""
+    loss, params, batch = ZOO[name]()
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    norms, total = reference(loss, params, batch, 0.1)
+    ours = jax.jit(clipped_grad(loss, clip_norm=0.1, method="cuts"))(params, batch)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(ours.sum))
+    np.testing.assert_allclose(ours.norms, norms, rtol=0.05)
+    assert tree_norm(jax.tree.map(jnp.subtract, ours.sum, total)) < 0.05 * tree_norm(total)
+
+
+@pytest.mark.parametrize("keep", [0, 10**9])
+@pytest.mark.parametrize("name", ["attention", "convolution_net_with_pooling", "recurrent", "transformer_of_scanned_layers"])
+def test_what_is_kept_changes_nothing(name, keep):
+    loss, params, batch = ZOO[name]()
+    norms, total = reference(loss, params, batch, math.inf)
+    found = jax.jit(lambda p, b: (g := Gradients(loss, p, b, keep=keep), (g.norms(), g.weighted_sum(jnp.ones(5))))[1])
+    (ours, bound), summed = found(params, batch)
+    np.testing.assert_allclose(ours, norms, rtol=1e-5)
+    assert (bound >= ours).all()
+    np.testing.assert_allclose(bound, norms, rtol=3e-5)
+    largest = max(float(np.abs(t).max()) for t in jax.tree.leaves(total))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest), summed, total)
+
+
+@pytest.mark.parametrize("route", ["gram", "direct", "kept"])
+def test_each_route_gives_the_same(route, monkeypatch):
+    loss, params, batch = ZOO["convolution_net_with_pooling"]()
+    norms, total = reference(loss, params, batch, 1.0)
+    pick = lambda works, keep: [next((r for r in ways(w) if r.how == route), ways(w)[0]) for w in works]
+    monkeypatch.setattr("marauder_dp.cuts.routes.choose", pick)
+    ours = jax.jit(clipped_grad(loss, clip_norm=1.0, method="cuts"))(params, batch)
+    np.testing.assert_allclose(ours.norms, norms, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours.sum, total)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    x=hnp.arrays(np.float32, (1, 3, 2), elements=st.floats(width=32)),
+    w=hnp.arrays(np.float32, (2, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
+    scale=st.floats(-35, 35).map(lambda e: np.float32(10**e)),
+    clip_norm=st.floats(-8, 6).map(lambda e: 10**e),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    positions=st.sampled_from([1, 3]),
+)
+def test_one_example_never_contributes_more_than_the_clip_norm(x, w, scale, clip_norm, dtype, positions):
+    """Products of huge operands with tiny cotangents, the other way round, and positions that cancel."""
+    sign = np.array([[1.0], [-1.0], [1e-3]], np.float32)[:positions]
+    loss = lambda w, x: jnp.sum((x @ w.astype(jnp.float32)) * sign) * scale
+    total = clipped_grad(loss, clip_norm=clip_norm, method="cuts")(jnp.asarray(w, dtype), jnp.asarray(x[:, :positions])).sum
+    assert tree_norm(total) <= clip_norm * (1 + 1e-6)
+
+
+def test_positions_that_cancel_do_not_hide_a_gradient():
+    """Two positions with nearly opposite gradients: the Gram form loses all its digits, and must not clip too little."""
+    rng = np.random.default_rng(0)
+    for exponent in range(0, 9):
+        a = rng.normal(size=(1, 64)).astype(np.float32)
+        x = jnp.asarray(np.stack([a, -a * (1 + np.float32(10.0**-exponent))], 1))  # (1, 2, 64)
+        loss = lambda w, x: jnp.sum(jnp.sum(x[:, None] @ w, 0) * 1e4)
+        total = clipped_grad(loss, clip_norm=1.0, method="cuts")(jnp.ones((64, 64)), x).sum
+        assert tree_norm(total) <= 1 + 1e-6
+
+
+def test_memory_does_not_grow_with_batch_times_parameters():
+    loss = lambda p, x: jnp.sum(jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]))
+    params, batch = {"a": normal(300, 500), "b": normal(500, 200)}, normal(128, 300)
+    program = jax.jit(clipped_grad(loss, clip_norm=1.0, method="cuts")).lower(params, batch).compile()
+    written_out = 4 * 128 * (300 * 500 + 500 * 200)
+    assert program.memory_analysis().temp_size_in_bytes < written_out / 20
+
+
+def test_kept_gradients_respect_their_budget():
+    works = [Product(32, 1, 128, 256, 1024), Product(32, 1, 1024, 64, 64), Product(32, 1, 1, 1024, 1024)]
+    assert [route.how for route in choose(works, 0)] == ["gram", "kept", "factors"]  # the second needs less than its factors
+    assert [route.how for route in choose(works, 10**9)] == ["kept", "kept", "factors"]
+
+
+def test_explain():
+    loss, params, batch = ZOO["tied_embedding"]()
+    table = explain(loss, params, batch)
+    by_name = {name: row for row in table.rows for name in row.parameters}
+    assert by_name["Dense_0/kernel"].route in ("gram", "kept", "direct")
+    assert by_name["Embed_0/embedding"].route == "written out"
+    assert "2 places" in by_name["Embed_0/embedding"].why
+    assert all(name in str(table) for name in by_name)
+    loss, params, batch = ZOO["a_parameter_that_is_not_used"]()
+    assert {row.parameters[0]: row.route for row in explain(loss, params, batch).rows} == {"used": "factors", "unused": "none"}
+
+
+def test_side_effects_are_refused():
+    def loss(w, x):
+        jax.debug.print("{}", x)
+        return jnp.sum(x * w)
+
+    with pytest.raises(ModelError, match="debug"):
+        clipped_grad(loss, clip_norm=1.0)(jnp.ones(2), jnp.ones((3, 2)))

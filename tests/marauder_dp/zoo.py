@@ -120,7 +120,7 @@ def weight_standardisation():
         def __call__(self, x):
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 2, 4))
             gain = self.param("gain", nn.initializers.ones, (4,))
-            kernel = gain * (kernel - kernel.mean((0, 1, 2))) / jnp.sqrt(kernel.var((0, 1, 2)) + 1e-4)
+            kernel = (gain * (kernel - kernel.mean((0, 1, 2))) / jnp.sqrt(kernel.var((0, 1, 2)) + 1e-4)).astype(x.dtype)
             y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             return nn.GroupNorm(2)(nn.relu(y))
 

@@ -1,0 +1,114 @@
+"""What clipping does with each parameter of a loss, as a table."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from marauder_dp.cuts.engine import Gradients, Group
+from marauder_dp.cuts.factors import Outer
+
+PyTree = Any
+
+_WHY = {
+    "factors": "one position: the norm is a product of two norms",
+    "gram": "few positions: the norm comes from their inner products",
+    "direct": "many positions: each example's gradient is written out for its norm, then dropped",
+    "kept": "many positions: each example's gradient is written out once and reused for the sum",
+    "rows": "rows of a table: the norm comes from the positions that share a row",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What happens to parameters that share sites.
+
+    Attributes:
+      parameters: their paths.
+      rule: primitives by which they meet data, and how often each.
+      route: how norm and sum are computed.
+      why: in words.
+      bytes: held from the norm to the sum.
+      flops: beyond plain training.
+    """
+
+    parameters: tuple[str, ...]
+    rule: str
+    route: str
+    why: str
+    bytes: int
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A row for each parameter, or for those that are handled together. `str` is a table."""
+
+    rows: tuple[Row, ...]
+    batch_size: int
+
+    def __str__(self) -> str:
+        header = ("parameter", "rule", "route", f"memory, MiB (batch {self.batch_size})", "MFLOP", "why")
+        table = [header]
+        for row in self.rows:
+            name = row.parameters[0] + (f" and {len(row.parameters) - 1} more" if len(row.parameters) > 1 else "")
+            table.append((name, row.rule, row.route, f"{row.bytes / 2**20:.2f}", f"{row.flops / 1e6:.3g}", row.why))
+        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        )
+
+
+def explain(
+    loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batch: PyTree, *, keep: int | None = None
+) -> Explanation:
+    """How `Gradients` treats a batch of this shape; nothing is computed.
+
+    Args:
+      loss_fn: of one example.
+      params: pytree of floating-point arrays or their shapes.
+      batch: pytree of arrays (batch, ...) or their shapes.
+      keep: as for `Gradients`.
+    """
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    size = jax.tree.leaves(batch)[0].shape[0]
+    rows: list[Row] = []
+
+    def trace(params: PyTree, batch: PyTree) -> jax.Array:
+        found = Gradients(loss_fn, params, batch, keep=keep)
+        rows.extend(_row(found, group, paths, size) for group in found.cut.groups)
+        used = {leaf for group in found.cut.groups for leaf in group.leaves}
+        rows.extend(
+            Row((path,), "", "none", "never meets data: its gradient is zero", 0, 0.0)
+            for i, path in enumerate(paths)
+            if i not in used
+        )
+        return jnp.zeros(())
+
+    jax.eval_shape(trace, params, batch)
+    return Explanation(tuple(rows), size)
+
+
+def _row(found: Gradients, group: Group, paths: list[str], batch: int) -> Row:
+    names = tuple(paths[i] or "the parameter" for i in group.leaves)
+    counted = Counter(found.cut.sites[i].primitive for i in group.sites)
+    rule = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counted.items())
+    form = found.forms.get(group.sites[0]) if group.alone else None
+    if form is not None:
+        route = found.routes.get(group.sites[0])
+        how = "rows" if route is None else route.how
+        detail = ""
+        if isinstance(form, Outer):
+            detail = f" ({form.product.n} × {form.product.positions} positions, {form.product.p} × {form.product.d})"
+        return Row(names, rule, how, _WHY[how] + detail, route.kept if route else 0, route.flops if route else 0.0)
+    entries = batch * sum(found.cut.leaves[i].size for i in group.leaves)
+    if not group.moved:
+        why = "computed from parameters before use: each example's gradient is carried back through that"
+    elif len(group.sites) > 1:
+        why = f"used in {len(group.sites)} places: each example's gradients are added up"
+    else:
+        why = "as large as what it meets, or no shorter form is known"
+    return Row(names, rule, "written out", why, 4 * entries, 4.0 * entries)
