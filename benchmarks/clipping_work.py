@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from marauder_dp.models import TanhCnn
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -128,6 +130,7 @@ WORK = [
     Work("MLP 784-1024-10", 256, nn.Sequential([nn.Dense(1024), nn.relu, nn.Dense(10)]), (784,), 10),
     Work("MLP 784-1024-10", 2048, nn.Sequential([nn.Dense(1024), nn.relu, nn.Dense(10)]), (784,), 10),
     Work("MNIST CNN", 256, Cnn(), (28, 28, 1), 10),
+    Work("MNIST CNN as trained here", 256, TanhCnn(10, 3), (28, 28, 1), 10),
     Work("MNIST CNN", 1024, Cnn(), (28, 28, 1), 10),
     Work("CIFAR CNN", 256, CifarCnn(), (32, 32, 3), 10),
     Work("WRN-16-4", 64, WideResNet(), (32, 32, 3), 10),
