@@ -122,6 +122,12 @@ class Walk:
             env.update(zip(eqn.outvars, self._equation(eqn, [read(v) for v in eqn.invars]), strict=True))
         return [read(var) for var in jaxpr.outvars]
 
+    def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+        """Evaluates the body of a loop, whose results are data outside: what is computed from parameters alone is cut."""
+        outs = self.run(jaxpr.jaxpr, jaxpr.consts, args)
+        cut = [isinstance(v, Param) and _differentiable(var.aval) for v, var in zip(outs, jaxpr.jaxpr.outvars, strict=True)]
+        return [self.identity(v) if c else v for v, c in zip(outs, cut, strict=True)]
+
     def _equation(self, eqn: Any, ins: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         if not any(isinstance(v, Param) for v in ins):
@@ -186,7 +192,7 @@ class Walk:
             """What each site inside uses in one step."""
             inner = Walk()
             start = [Param(values[i], frozenset([i]), _same, sliced[i]) if i in params else Data() for i in range(len(ins))]
-            inner.run(body.jaxpr, body.consts, start)
+            inner.body(body, start)
             found[:] = inner.sites
             return [site.param.value for site in inner.sites]
 
@@ -212,7 +218,7 @@ class Walk:
                 Param(now[i], frozenset([i]), _same, sliced[i]) if i in params else Data(now[i] if i in now else ins[i].value)
                 for i in range(len(ins))
             ]
-            outs = [v.value if isinstance(v, Data | Param) else v for v in inner.run(body.jaxpr, body.consts, args)]
+            outs = [v.value if isinstance(v, Data | Param) else v for v in inner.body(body, args)]
             outs = [jnp.asarray(v, var.aval.dtype) for v, var in zip(outs, body.jaxpr.outvars, strict=True)]
             return outs[: len(carry)], (outs[len(carry) :], inner.operands)
 
@@ -233,7 +239,7 @@ def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[in
         moved = lambda leaf: each(before(leaf))  # noqa: E731
     return dataclasses.replace(
         site,
-        apply=jax.vmap(site.apply, (0, axis)),
+        apply=jax.vmap(site.apply, (0, axis), axis_size=length),
         w=jax.ShapeDtypeStruct(w.shape, w.dtype),
         y=jax.ShapeDtypeStruct((length, *site.y.shape), site.y.dtype),
         param=Param(w, frozenset().union(*(p.leaves for p in owners)), moved, any(p.sliced for p in owners)),

@@ -272,6 +272,16 @@ def parameter_as_the_first_state_of_a_scan():
 
 
 @member
+def parameters_that_leave_a_scan():
+    def loss(p, x):
+        step = lambda h, w: (2 * p["c"], (jnp.tanh(h + w), w * w))
+        h, (a, b) = jax.lax.scan(step, x, p["w"])
+        return jnp.sum(jnp.sin(h * x)) + jnp.sum(a) + jnp.sum(b * x)
+
+    return loss, {"w": normal(3, 4), "c": normal(4, seed=1)}, normal(BATCH, 4)
+
+
+@member
 def loop_with_a_fixed_number_of_rounds():
     return lambda w, x: jnp.sum(jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ w), x)), normal(4, 4), normal(BATCH, 4)
 
