@@ -31,6 +31,7 @@ from accountants.events import NeighbouringRelation, as_relation
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
+from marauder_dp.cuts.walker import ComplexError
 from marauder_dp.errors import ModelError, PlanError
 
 PyTree = Any
@@ -147,7 +148,10 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
 
 def _cuts(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """Keeps per-example gradients in factored form: see `cuts.engine`."""
-    gradients = Gradients(fn.loss_fn, params, batch)
+    try:
+        gradients = Gradients(fn.loss_fn, params, batch)
+    except ComplexError:
+        return _vmap(fn, params, batch, mask)
     norms, bound = gradients.norms()
     use = mask & jnp.isfinite(bound)
     factors = jnp.where(use, _clip_factors(bound, fn.clip_norm), 0)

@@ -224,10 +224,11 @@ class Gradients:
             sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
         zero = jnp.zeros(self._size, jnp.float32)
         square = sum((size.square for size in sizes), zero)
-        unit = jnp.finfo(square.dtype).eps / 2
-        scale, lost = (sum((getattr(size, name) for size in sizes), zero) for name in ("scale", "lost"))
-        # The norm as computed may be off by the rounding of `square`, and what is summed by that of the sum.
-        bound = jnp.sqrt(square + _ROUNDING * unit * scale) + _ROUNDING * unit * jnp.sqrt(scale) + lost
+        # The norm as computed may be off by the rounding of `square`, what is summed by that of the sum, in each form's type.
+        units = [_ROUNDING * float(jnp.finfo(size.square.dtype).eps) / 2 for size in sizes]
+        spread = sum((unit * size.scale for unit, size in zip(units, sizes, strict=True)), zero)
+        lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
+        bound = jnp.sqrt(square + spread) + lost
         return jnp.sqrt(square), bound
 
     def weighted_sum(self, factors: Array) -> PyTree:

@@ -266,6 +266,7 @@ def _gather(site: Site, a: Values, g: Array) -> Rows | None:
     if site.scans or not rows_only or len(a) != 1:
         return None
     ids = a[0].reshape(a[0].shape[0], -1)
+    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # the number of rows has to fit
     return Rows(ids, _wide(g).reshape(*ids.shape, -1), lambda rows: rows.reshape(table), table[0])
 
 

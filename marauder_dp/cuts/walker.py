@@ -49,6 +49,10 @@ _INLINE = {
 IDENTITY = "identity"
 
 
+class ComplexError(Exception):
+    """A complex value computed from parameters meets data; per-example gradients have to be written out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Param:
     """A value computed from parameters alone.
@@ -137,6 +141,9 @@ class Walk:
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
         if not any(isinstance(v, Data) for v in ins):
             return _param(eqn, ins)
+        params = [var.aval.dtype for v, var in zip(ins, eqn.invars, strict=True) if isinstance(v, Param)]
+        if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in params):
+            raise ComplexError
         # What has no derivative needs no cut.
         fixed = [isinstance(v, Param) and not _differentiable(var.aval) for v, var in zip(ins, eqn.invars, strict=True)]
         ins = [Data(v.value) if f else v for v, f in zip(ins, fixed, strict=True)]

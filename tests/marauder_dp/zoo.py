@@ -162,6 +162,21 @@ def embedding_clipped():
 
 
 @member
+def embedding_by_bytes():
+    """More rows than a byte counts."""
+    return (
+        lambda table, ids: jnp.sum(jnp.sin(jnp.take(table, ids, axis=0))),
+        normal(300, 2),
+        whole(250, BATCH, 4).astype(jnp.uint8),
+    )
+
+
+@member
+def complex_values_of_parameters():
+    return lambda w, x: jnp.sum(jnp.sin(jnp.fft.irfft(jnp.fft.rfft(w) * jnp.fft.rfft(x)))), normal(6), normal(BATCH, 6)
+
+
+@member
 def gather_of_columns():
     return lambda table, ids: jnp.sum(jnp.sin(table[:, ids])), normal(4, 6), whole(6, BATCH, 3)
 
