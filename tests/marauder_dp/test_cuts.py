@@ -151,3 +151,12 @@ def test_side_effects_are_refused():
 
     with pytest.raises(ModelError, match="debug"):
         clipped_grad(loss, clip_norm=1.0)(jnp.ones(2), jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 1.1])
+def test_a_thousand_equal_terms_stay_below_the_clip_norm(value):
+    rows = clipped_grad(lambda e, i: jnp.sum(e[i]) * value, clip_norm=1e-2, method="cuts")
+    total = rows(jnp.ones((300, 500)), jnp.zeros((1, 1000), jnp.int32)).sum
+    assert tree_norm(total) <= 1e-2 * (1 + 1e-6)
+    products = clipped_grad(lambda w, x: jnp.sum(x @ w) * value, clip_norm=1e-2, method="cuts")
+    assert tree_norm(products(jnp.ones((3000, 900)), jnp.full((1, 64, 3000), value)).sum) <= 1e-2 * (1 + 1e-6)
