@@ -121,7 +121,8 @@ def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
       ModelError: as a `ClippedGradFn`.
     """
     _check(loss_fn, params, batch, None)
-    return explained(loss_fn, params, batch)
+    names = [path_name(path) or "the parameter" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return explained(loss_fn, params, batch, names)
 
 
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:

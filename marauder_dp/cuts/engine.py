@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
-from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, written_out
+from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, wide_type, written_out
 from marauder_dp.cuts.walker import Data, Param, Site, Walk
 from marauder_dp.errors import ModelError
 
@@ -183,7 +183,7 @@ class Gradients:
     def _add_moved(self, group: Group) -> None:
         (leaf,) = group.leaves
         like = self.cut.leaves[leaf]
-        total = jnp.zeros((self._size, *like.shape), _wide_type(like))
+        total = jnp.zeros((self._size, *like.shape), wide_type(like))
         for i in group.sites:
             each = written_out(self.cut.sites[i], self._operands[i], self._cotangents[i])
             total += jax.vmap(_back(self.cut.sites[i], like))(each.astype(total.dtype))
@@ -206,34 +206,30 @@ class Gradients:
         each = [g.astype(found.sites[i].w.dtype) for i, g in zip(sites, full, strict=True)]
         (gradients,) = jax.vmap(pull)(each)
         for i, gradient in zip(leaves, gradients, strict=True):
-            self._full[i] = gradient.astype(_wide_type(gradient))
+            self._full[i] = gradient.astype(wide_type(gradient))
 
     def norms(self) -> tuple[Array, Array]:
         """‖g_i‖ and an upper bound of it that rounding can't pass, each (batch,)."""
         sizes = []
         for i, form in self.forms.items():
             if i in self._kept:
-                exact = jnp.sum(self._kept[i] ** 2, (1, 2, 3))
-                sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
+                sizes.append(Size.written_out(self._kept[i]))
             elif isinstance(form, Outer):
                 sizes.append(form.size(gram=self.routes[i].how == "gram"))
             else:
                 sizes.append(form.size())
-        for full in self._full.values():
-            exact = jnp.sum(full**2, range(1, full.ndim))
-            sizes.append(Size(exact, jnp.zeros_like(exact), jnp.zeros_like(exact)))
+        sizes += [Size.written_out(full) for full in self._full.values()]
         zero = jnp.zeros(self._size, jnp.float32)
         square = sum((size.square for size in sizes), zero)
         # The norm as computed may be off by the rounding of `square`, what is summed by that of the sum, in each form's type.
         units = [_ROUNDING * float(jnp.finfo(size.square.dtype).eps) / 2 for size in sizes]
         spread = sum((unit * size.scale for unit, size in zip(units, sizes, strict=True)), zero)
         lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
-        bound = jnp.sqrt(square + spread) + lost
-        return jnp.sqrt(square), bound
+        return jnp.sqrt(square), jnp.sqrt(square + spread) + lost
 
     def weighted_sum(self, factors: Array) -> PyTree:
         """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold."""
-        sums = [jnp.zeros(leaf.shape, _wide_type(leaf)) for leaf in self.cut.leaves]
+        sums = [jnp.zeros(leaf.shape, wide_type(leaf)) for leaf in self.cut.leaves]
         for group in self.cut.groups:
             if group.sites[0] in self.forms:
                 (i,), (leaf,) = group.sites, group.leaves
@@ -259,9 +255,5 @@ def _back(site: Site, leaf: Array) -> Callable[[Array], Array]:
     """From a gradient of w to that of the parameter, whose entries w only moves."""
     moved = site.param.moved
     assert moved is not None
-    like = jax.ShapeDtypeStruct(leaf.shape, _wide_type(leaf))
+    like = jax.ShapeDtypeStruct(leaf.shape, wide_type(leaf))
     return lambda g: jax.linear_transpose(moved, like)(g)[0]
-
-
-def _wide_type(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)

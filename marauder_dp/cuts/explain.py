@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from marauder_dp.cuts.engine import Gradients, Group
 from marauder_dp.cuts.factors import Outer
+from marauder_dp.cuts.walker import ComplexError
 
 PyTree = Any
 
@@ -62,38 +63,37 @@ class Explanation:
         )
 
 
-def explain(
-    loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batch: PyTree, *, keep: int | None = None
-) -> Explanation:
+def explain(loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batch: PyTree, names: Sequence[str]) -> Explanation:
     """How `Gradients` treats a batch of this shape; nothing is computed.
 
     Args:
       loss_fn: of one example.
       params: pytree of floating-point arrays or their shapes.
       batch: pytree of arrays (batch, ...) or their shapes.
-      keep: as for `Gradients`.
+      names: of the parameters, one a leaf.
     """
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     size = jax.tree.leaves(batch)[0].shape[0]
     rows: list[Row] = []
 
     def trace(params: PyTree, batch: PyTree) -> jax.Array:
-        found = Gradients(loss_fn, params, batch, keep=keep)
-        rows.extend(_row(found, group, paths, size) for group in found.cut.groups)
+        found = Gradients(loss_fn, params, batch)
+        rows.extend(_row(found, group, names, size) for group in found.cut.groups)
         used = {leaf for group in found.cut.groups for leaf in group.leaves}
-        rows.extend(
-            Row((path,), "", "none", "never meets data: its gradient is zero", 0, 0.0)
-            for i, path in enumerate(paths)
-            if i not in used
-        )
+        unused = [name for i, name in enumerate(names) if i not in used]
+        rows.extend(Row((name,), "", "none", "never meets data: its gradient is zero", 0, 0.0) for name in unused)
         return jnp.zeros(())
 
-    jax.eval_shape(trace, params, batch)
+    try:
+        jax.eval_shape(trace, params, batch)
+    except ComplexError:
+        entries = size * sum(leaf.size for leaf in jax.tree.leaves(params))
+        why = "a complex value computed from parameters meets data"
+        rows = [Row(tuple(names), "", "written out", why, 4 * entries, 4.0 * entries)]
     return Explanation(tuple(rows), size)
 
 
-def _row(found: Gradients, group: Group, paths: list[str], batch: int) -> Row:
-    names = tuple(paths[i] or "the parameter" for i in group.leaves)
+def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Row:
+    names = tuple(paths[i] for i in group.leaves)
     counted = Counter(found.cut.sites[i].primitive for i in group.sites)
     rule = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counted.items())
     form = found.forms.get(group.sites[0]) if group.alone else None

@@ -12,7 +12,7 @@ with n independent products (heads, groups, stacked layers) and T positions at w
 * *conv_general_dilated*: w meets the patch of a at each output position. Output positions are T, groups n, a patch p, output
   channels d. Patches are gathered, not convolved for: vmapped, that would be a grouped convolution, ten times slower on CPU.
 * *gather* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
-* anything else: G written out by transposing L (`Full`).
+* anything else: G written out by transposing L.
 
 In a scan, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
 
@@ -23,7 +23,7 @@ of the same numbers.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,6 @@ Array = jax.Array
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
-
 # A square below it vanishes in float32, so of a vector of n entries at most √n times this is missed.
 _TINY = 1.1e-19
 
@@ -48,12 +47,18 @@ class Size(NamedTuple):
       square: ‖G‖² as computed.
       scale: (Σ_t ‖a_t‖ ‖g_t‖)², of which the rounding error of `square` is a few units in the last place. Where terms cancel
         it may be far more than ‖G‖²; 0 where nothing can cancel, or the norm is that of the very numbers that are summed.
-      lost: at most so much of ‖G‖ was lost to underflow.
+      lost: at most so much of ‖G‖ was lost to underflow, or to the bias of a long sum.
     """
 
     square: Array
     scale: Array
     lost: Array
+
+    @classmethod
+    def written_out(cls, each: Array) -> "Size":
+        """Of gradients (batch, ...) that are summed as they stand."""
+        square = jnp.sum(each**2, range(1, each.ndim))
+        return cls(square, jnp.zeros_like(square), jnp.zeros_like(square))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Outer:
         """(batch, n, p, d)."""
         return jnp.einsum("bntp,bntd->bnpd", self.a, self.g, precision=HIGHEST)
 
-    def size(self, *, gram: bool) -> "Size":
+    def size(self, *, gram: bool) -> Size:
         """Of each G_i, by the Gram form or written out."""
         sizes_a, sizes_g = jnp.sum(self.a**2, -1), jnp.sum(self.g**2, -1)
         lost = _norm(sizes_a) * math.sqrt(math.prod(self.g.shape[1:]))
@@ -118,7 +123,7 @@ class Rows:
     arrange: Callable[[Array], Array]
     rows: int
 
-    def size(self) -> "Size":
+    def size(self) -> Size:
         """Of each G_i."""
         inside = (self.ids >= 0) & (self.ids < self.rows)
         same = (self.ids[:, :, None] == self.ids[:, None, :]) & inside[:, :, None]
@@ -172,8 +177,13 @@ def _norm(sizes: Array) -> Array:
     return jnp.sqrt(jnp.sum(sizes, range(1, sizes.ndim)))
 
 
+def wide_type(x: Array) -> Any:
+    """The type in which gradients of `x` are summed: its own, but float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_type(x))
 
 
 def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:

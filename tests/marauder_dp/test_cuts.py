@@ -142,6 +142,8 @@ def test_explain():
     assert all(name in str(table) for name in by_name)
     loss, params, batch = ZOO["a_parameter_that_is_not_used"]()
     assert {row.parameters[0]: row.route for row in explain(loss, params, batch).rows} == {"used": "factors", "unused": "none"}
+    (row,) = explain(*ZOO["complex_values_of_parameters"]()).rows
+    assert row.route == "written out"
 
 
 def test_side_effects_are_refused():
@@ -160,3 +162,16 @@ def test_a_thousand_equal_terms_stay_below_the_clip_norm(value):
     assert tree_norm(total) <= 1e-2 * (1 + 1e-6)
     products = clipped_grad(lambda w, x: jnp.sum(x @ w) * value, clip_norm=1e-2, method="cuts")
     assert tree_norm(products(jnp.ones((3000, 900)), jnp.full((1, 64, 3000), value)).sum) <= 1e-2 * (1 + 1e-6)
+
+
+def test_a_float64_parameter_does_not_hide_the_rounding_of_float32_ones():
+    """Eight nearly equal positions whose cotangents cancel, beside a tiny gradient in float64."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = rng.normal(size=300) + 1e-4 * rng.normal(size=(1, 8, 300))
+        g = rng.normal(size=(1, 8, 300))
+        x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g - g.mean(1, keepdims=True), jnp.float32)
+        params = {"w": jnp.zeros((300, 300), jnp.float32), "b": jnp.zeros(3, jnp.float64)}
+        loss = lambda p, e: jnp.sum(e[0] @ p["w"] * e[1]) + 1e-12 * jnp.sum(p["b"].astype(jnp.float32) * e[0][0, :3])
+        total = clipped_grad(loss, clip_norm=1e-5, method="cuts")(params, (x, g)).sum
+    assert tree_norm(total) <= 1e-5 * (1 + 1e-6)
