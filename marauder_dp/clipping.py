@@ -13,8 +13,8 @@ noise and the accountant rest on. It does not depend on the model or on the loss
 | NaN or infinity anywhere in g, or ‖g‖² overflows float32 | 0; `norms` is NaN or infinite there |
 | g = 0 | 0, no division by zero |
 
-Norms, factors and sums are float32 whatever the type of the parameters, and at full float32 precision where an
-accelerator's default for products is less.
+Norms, factors and sums are float32 whatever the type of the parameters (float64 if that is their type), and at full
+precision where an accelerator's default for products is less.
 
 `loss_fn` sees one example at a time, so a loss that mixes examples can't be written.
 """
@@ -31,6 +31,7 @@ from accountants.events import NeighbouringRelation, as_relation
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
+from marauder_dp.cuts.factors import wide_type
 from marauder_dp.cuts.walker import ComplexError
 from marauder_dp.errors import ModelError, PlanError
 
@@ -48,7 +49,8 @@ class ClippedGrad(NamedTuple):
     """What a `ClippedGradFn` returns. Everything here is private: only `sum` plus noise may be released.
 
     Attributes:
-      sum: pytree like the parameters, float32: Σ_i mask_i · min(1, C/‖g_i‖) · g_i, up to the margin of 1e-6.
+      sum: pytree like the parameters, float32 (float64 for such parameters): Σ_i mask_i · min(1, C/‖g_i‖) · g_i, up to the
+        margin of 1e-6.
       norms: (batch,) float32, ‖g_i‖ before clipping; 0 where masked out, not finite where g_i isn't.
       losses: (batch,) float32; 0 where masked out.
     """
@@ -128,7 +130,7 @@ def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """Writes every per-example gradient out."""
     losses, grads = jax.vmap(jax.value_and_grad(fn.loss_fn), (None, 0))(params, batch)
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    grads = jax.tree.map(lambda g: g.astype(wide_type(g)), grads)
     squares = [jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
     norms = jnp.sqrt(sum(squares, jnp.zeros_like(mask, jnp.float32)))
     use = mask & jnp.isfinite(norms)
@@ -172,7 +174,7 @@ def _none(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
 
     grads, losses = jax.grad(total, has_aux=True)(params)
     return ClippedGrad(
-        sum=jax.tree.map(lambda g: g.astype(jnp.float32), grads),
+        sum=jax.tree.map(lambda g: g.astype(wide_type(g)), grads),
         norms=jnp.where(mask, jnp.nan, 0),
         losses=losses,
     )

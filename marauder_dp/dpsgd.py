@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from marauder_dp.clipping import ClippedGrad, LossFn, clipped_grad, path_name
+from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
@@ -137,7 +138,7 @@ class DpSgd:
             seen = _metrics(part, used, self.plan.clip_norm)
             return index + 1, jax.tree.map(jnp.add, total, part.sum), jax.tree.map(jnp.add, metrics, seen)
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), params)
         start = (jnp.zeros((), jnp.int32), zeros, PrivateMetrics(*[jnp.zeros(())] * 4))
         _, total, metrics = jax.lax.while_loop(more, add, start)
         return total, metrics
