@@ -32,7 +32,7 @@ from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
 from marauder_dp.cuts.factors import wide_type
-from marauder_dp.cuts.walker import ComplexError
+from marauder_dp.cuts.walker import UncuttableError, equations
 from marauder_dp.errors import ModelError, PlanError
 
 PyTree = Any
@@ -153,7 +153,7 @@ def _cuts(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
     """Keeps per-example gradients in factored form: see `cuts.engine`."""
     try:
         gradients = Gradients(fn.loss_fn, params, batch)
-    except ComplexError:
+    except UncuttableError:
         return _vmap(fn, params, batch, mask)
     norms, bound = gradients.norms()
     use = mask & jnp.isfinite(bound)
@@ -211,7 +211,7 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
         raise ModelError(f"mask must have the shape ({size},) of the batch; got {jnp.shape(mask)}")
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
     try:
-        out = jax.eval_shape(loss_fn, params, example)
+        jaxpr, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
     except (TypeError, ValueError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -221,6 +221,15 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
         raise ModelError(
             f"the loss of one example must be a floating-point scalar; got {out}. "
             "It is called with one example, without a batch dimension"
+        )
+    local = {"InternalMutableArrayEffect"}  # of arrays that live and die inside the loss
+    effects = {type(effect).__name__ for effect in jaxpr.effects} - local
+    called = {eqn.primitive.name for eqn in equations(jaxpr.jaxpr) if "callback" in eqn.primitive.name}
+    if effects or called:
+        found = ", ".join(sorted(called or {eqn.primitive.name for eqn in equations(jaxpr.jaxpr) if eqn.effects}))
+        raise ModelError(
+            f"the loss has side effects or calls Python ({found}): what leaves it so is private and unaccounted. Remove it "
+            "(jax.debug.print, io_callback, pure_callback and the like)"
         )
     return int(size)
 

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
 from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, wide_type, written_out
-from marauder_dp.cuts.walker import Data, Param, Site, Walk
-from marauder_dp.errors import ModelError
+from marauder_dp.cuts.walker import Data, Param, Site, UncuttableError, Walk
 
 Array = jax.Array
 PyTree = Any
@@ -78,7 +77,7 @@ def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyT
     """Traces and cuts a loss; `example` may be shapes.
 
     Raises:
-      ModelError: the loss has side effects.
+      UncuttableError: it can't be cut.
     """
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
@@ -88,11 +87,7 @@ def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyT
     flat = lambda ls, xs: loss_fn(treedef.unflatten(ls), data_def.unflatten(xs))  # noqa: E731
     jaxpr = jax.make_jaxpr(flat)(leaves, data)
     if jaxpr.effects:
-        found = ", ".join(sorted({str(eqn.primitive) for eqn in jaxpr.eqns if eqn.effects}))
-        raise ModelError(
-            f"the loss has side effects ({found}): what leaves it so is private and unaccounted. Remove it (jax.debug.print, "
-            "io_callback and the like)"
-        )
+        raise UncuttableError("the loss writes into arrays of its own (jax.new_ref)")
     walk = Walk()
     _walked(walk, jaxpr, leaves, None)
     return Cut(leaves, walk.sites, _grouped(walk.sites, leaves), jaxpr)
@@ -103,9 +98,9 @@ def _walked(walk: Walk, jaxpr: Any, leaves: Sequence[Array], example: Sequence[A
     rest = len(jaxpr.jaxpr.invars) - len(leaves)
     data = [Data() for _ in range(rest)] if example is None else [Data(x) for x in example]
     (loss,) = walk.run(jaxpr.jaxpr, jaxpr.consts, [*params, *data])
-    if isinstance(loss, Param):
+    if isinstance(loss, Param) and loss.leaves:
         loss = walk.identity(loss)
-    return loss.value if isinstance(loss, Data) else loss
+    return loss.value if isinstance(loss, Data | Param) else loss
 
 
 def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:

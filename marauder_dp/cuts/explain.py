@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from marauder_dp.cuts.engine import Gradients, Group
 from marauder_dp.cuts.factors import Outer
-from marauder_dp.cuts.walker import ComplexError
+from marauder_dp.cuts.walker import UncuttableError
 
 PyTree = Any
 
@@ -85,10 +85,9 @@ def explain(loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batc
 
     try:
         jax.eval_shape(trace, params, batch)
-    except ComplexError:
+    except UncuttableError as error:
         entries = size * sum(leaf.size for leaf in jax.tree.leaves(params))
-        why = "a complex value computed from parameters meets data"
-        rows = [Row(tuple(names), "", "written out", why, 4 * entries, 4.0 * entries)]
+        rows = [Row(tuple(names), "", "written out", str(error), 4 * entries, 4.0 * entries)]
     return Explanation(tuple(rows), size)
 
 

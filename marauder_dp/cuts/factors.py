@@ -200,16 +200,17 @@ def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:
     x = jnp.transpose(x, [*range(lead), *(i + lead for i in (*batched, *free, *contracted))])
     shape = x.shape[lead:]
     n, positions = math.prod(shape[: len(batched)]), math.prod(shape[len(batched) : len(batched) + len(free)])
-    x = x.reshape(*x.shape[:lead], n, positions, -1)
+    x = x.reshape(*x.shape[:lead], n, positions, math.prod(shape[len(batched) + len(free) :]))
+    w_shape = site.w.shape[1:] if site.scans and site.scans[0] else site.w.shape
+    w_free = [i for i in range(len(w_shape)) if i not in w_contracted and i not in w_batched]
+    d = math.prod(w_shape[i] for i in w_free)
     g = _wide(g)
     # The free dimensions of the left operand come first in y.
     g = (
-        g.reshape(*g.shape[:lead], n, positions, -1)
+        g.reshape(*g.shape[:lead], n, positions, d)
         if site.operand == 1
-        else jnp.swapaxes(g.reshape(*g.shape[:lead], n, -1, positions), -1, -2)
+        else jnp.swapaxes(g.reshape(*g.shape[:lead], n, d, positions), -1, -2)
     )
-    w_shape = site.w.shape[1:] if site.scans and site.scans[0] else site.w.shape
-    w_free = [i for i in range(len(w_shape)) if i not in w_contracted and i not in w_batched]
     order = [*w_batched, *w_contracted, *w_free]
     x, g, stacked = _steps_joined(site, x, g)
 
@@ -227,8 +228,9 @@ def _steps_joined(site: Site, a: Array, g: Array) -> tuple[Array, Array, tuple[i
         return a, g, ()
     batch, steps, n, positions = a.shape[:4]
     if site.scans[0]:
-        return a.reshape(batch, steps * n, positions, -1), g.reshape(batch, steps * n, positions, -1), (steps,)
-    join = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, n, steps * positions, -1)  # noqa: E731
+        split = lambda x: x.reshape(batch, steps * n, positions, x.shape[-1])  # noqa: E731
+        return split(a), split(g), (steps,)
+    join = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, n, steps * positions, x.shape[-1])  # noqa: E731
     return join(a), join(g), ()
 
 
@@ -253,7 +255,7 @@ def _convolution(site: Site, a: Values, g: Array) -> Outer | None:
     x = x[(slice(None), slice(None), *index)]
     positions = images * math.prod(outputs)
     x = x.reshape(batch, positions, math.prod(kernel), groups, channels // groups)
-    x = jnp.moveaxis(x, 3, 1).reshape(batch, groups, positions, -1)
+    x = jnp.moveaxis(x, 3, 1).reshape(batch, groups, positions, math.prod(kernel) * (channels // groups))
     g = jnp.moveaxis(g.reshape(batch, positions, groups, out_channels // groups), 2, 1)
 
     def arrange(product: Array) -> Array:
@@ -283,9 +285,9 @@ def _gather(site: Site, a: Values, g: Array) -> Rows | None:
     )
     if site.scans or not rows_only or len(a) != 1:
         return None
-    ids = a[0].reshape(a[0].shape[0], -1)
+    ids = a[0].reshape(a[0].shape[0], math.prod(a[0].shape[1:]))
     ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # the number of rows has to fit
-    return Rows(ids, _wide(g).reshape(*ids.shape, -1), lambda rows: rows.reshape(table), table[0])
+    return Rows(ids, _wide(g).reshape(*ids.shape, math.prod(table[1:])), lambda rows: rows.reshape(table), table[0])
 
 
 _RULES: dict[str, Callable[[Site, Values, Array], Factored | None]] = {

@@ -14,7 +14,7 @@ over its steps. `custom_jvp`, `custom_vjp`, `cond`, `while` stay whole: paramete
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,8 +49,8 @@ _INLINE = {
 IDENTITY = "identity"
 
 
-class ComplexError(Exception):
-    """A complex value computed from parameters meets data; per-example gradients have to be written out."""
+class UncuttableError(Exception):
+    """Only per-example gradients written out are right for this loss; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,18 @@ class Param:
 
     Attributes:
       value: it.
-      leaves: of which parameters, by their number.
+      leaves: of which parameters, by their number. Empty where no gradient flows to any: after `stop_gradient`, integers.
       moved: how it comes from the one parameter, if that only moves and casts entries: a linear function that keeps
         its argument's dtype; None otherwise.
       sliced: inside a scan, whether it differs from step to step.
+      own: whether each step of every enclosing scan has its own.
     """
 
     value: Any
     leaves: frozenset[int]
     moved: Callable[[Array], Array] | None
     sliced: bool = False
+    own: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +131,7 @@ class Walk:
     def body(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
         """Evaluates the body of a loop, whose results are data outside: what is computed from parameters alone is cut."""
         outs = self.run(jaxpr.jaxpr, jaxpr.consts, args)
-        cut = [isinstance(v, Param) and _differentiable(var.aval) for v, var in zip(outs, jaxpr.jaxpr.outvars, strict=True)]
-        return [self.identity(v) if c else v for v, c in zip(outs, cut, strict=True)]
+        return [self.identity(v) if isinstance(v, Param) and v.leaves else v for v in outs]
 
     def _equation(self, eqn: Any, ins: list[Any]) -> list[Any]:
         name = eqn.primitive.name
@@ -140,14 +141,14 @@ class Walk:
             inner = eqn.params[_INLINE[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
         if not any(isinstance(v, Data) for v in ins):
-            return _param(eqn, ins)
-        params = [var.aval.dtype for v, var in zip(ins, eqn.invars, strict=True) if isinstance(v, Param)]
-        if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in params):
-            raise ComplexError
-        # What has no derivative needs no cut.
-        fixed = [isinstance(v, Param) and not _differentiable(var.aval) for v, var in zip(ins, eqn.invars, strict=True)]
-        ins = [Data(v.value) if f else v for v, f in zip(ins, fixed, strict=True)]
+            if not _has_custom_vjp(eqn) or any(v.own for v in ins if isinstance(v, Param)):
+                return _param(eqn, ins)
+            # Its backward pass need not be linear, and runs once a step: the sum over steps comes after it.
+            return self._data(eqn, [self.identity(v) if isinstance(v, Param) and v.leaves else v for v in ins])
+        ins = [Data(v.value) if isinstance(v, Param) and not v.leaves else v for v in ins]
         where = [i for i, v in enumerate(ins) if isinstance(v, Param)]
+        if any(jnp.issubdtype(eqn.invars[i].aval.dtype, jnp.complexfloating) for i in where):
+            raise UncuttableError("a complex value computed from parameters meets data")
         if name == "scan" and where:
             return self._scan(eqn, ins)
         if len(where) == 1 and where[0] in _LINEAR.get(name, ()):
@@ -193,18 +194,19 @@ class Walk:
         ins = [v if isinstance(v, Param | Data) else Data(v) for v in ins]
         params = {i: v for i, v in enumerate(ins) if isinstance(v, Param)}
         sliced = {i: i >= first_x for i in params}
+        inside = lambda i, value: Param(value, frozenset([i]), _same, sliced[i], sliced[i] and params[i].own)  # noqa: E731
         found: list[Site] = []
 
         def weights(values: dict[int, Array]) -> list[Array]:
             """What each site inside uses in one step."""
             inner = Walk()
-            start = [Param(values[i], frozenset([i]), _same, sliced[i]) if i in params else Data() for i in range(len(ins))]
+            start = [inside(i, values[i]) if i in params else Data() for i in range(len(ins))]
             inner.body(body, start)
             found[:] = inner.sites
             return [site.param.value for site in inner.sites]
 
         values = {i: v.value for i, v in params.items()}
-        one_step = {i: v[0] if sliced[i] else v for i, v in values.items()}
+        one_step = {i: jax.ShapeDtypeStruct(jnp.shape(v)[1 if sliced[i] else 0 :], v.dtype) for i, v in values.items()}
         jax.eval_shape(weights, one_step)
         axes = [0 if site.param.sliced else None for site in found]
         in_axes = {i: 0 if s else None for i, s in sliced.items()}
@@ -221,10 +223,7 @@ class Walk:
             xs, step_cuts = x
             inner = Walk(step_cuts)
             now = kept | xs | dict(zip(range(first_carry, first_x), carry, strict=True))
-            args = [
-                Param(now[i], frozenset([i]), _same, sliced[i]) if i in params else Data(now[i] if i in now else ins[i].value)
-                for i in range(len(ins))
-            ]
+            args = [inside(i, now[i]) if i in params else Data(now.get(i, ins[i].value)) for i in range(len(ins))]
             outs = [v.value if isinstance(v, Data | Param) else v for v in inner.body(body, args)]
             outs = [jnp.asarray(v, var.aval.dtype) for v, var in zip(outs, body.jaxpr.outvars, strict=True)]
             return outs[: len(carry)], (outs[len(carry) :], inner.operands)
@@ -258,14 +257,35 @@ def _param(eqn: Any, ins: list[Any]) -> list[Param]:
     """An equation of parameters and constants."""
     params = [v for v in ins if isinstance(v, Param)]
     outs = _bind(eqn, [v.value if isinstance(v, Param) else v for v in ins])
-    leaves = frozenset().union(*(p.leaves for p in params))
-    sliced, moved = any(p.sliced for p in params), None
+    found = frozenset().union(*(p.leaves for p in params)) if eqn.primitive.name != "stop_gradient" else frozenset()
+    sliced, own, moved = any(p.sliced for p in params), any(p.own for p in params), None
     if len(ins) == 1 and (before := params[0].moved) is not None:
-        if eqn.primitive.name == "convert_element_type" and _differentiable(eqn.outvars[0].aval):
+        if eqn.primitive.name == "convert_element_type":
             moved = before
         elif eqn.primitive.name in _MOVES:
             moved = lambda leaf: _bind(eqn, [before(leaf)])[0]  # noqa: E731
-    return [Param(out, leaves, moved, sliced) for out in outs]
+    leaves = [found if _differentiable(var.aval) else frozenset() for var in eqn.outvars]
+    return [Param(out, some, moved if some else None, sliced, own) for out, some in zip(outs, leaves, strict=True)]
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, those inside others included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        yield from _inside(eqn)
+
+
+def _inside(eqn: Any) -> Iterator[Any]:
+    for value in eqn.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def _has_custom_vjp(eqn: Any) -> bool:
+    """Whether it is a `custom_vjp`, or holds one."""
+    return any(each.primitive.name.startswith("custom_vjp") for each in (eqn, *_inside(eqn)))
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -276,7 +296,7 @@ def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def _differentiable(aval: Any) -> bool:
-    return bool(jnp.issubdtype(aval.dtype, jnp.floating))
+    return bool(jnp.issubdtype(aval.dtype, jnp.inexact))
 
 
 def _shape(aval: Any) -> jax.ShapeDtypeStruct:

@@ -151,8 +151,15 @@ def test_side_effects_are_refused():
         jax.debug.print("{}", x)
         return jnp.sum(x * w)
 
-    with pytest.raises(ModelError, match="debug"):
-        clipped_grad(loss, clip_norm=1.0)(jnp.ones(2), jnp.ones((3, 2)))
+    def calls(w, x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jnp.sum(w * jax.jit(lambda x: jax.pure_callback(lambda x: x, shape, x, vmap_method="sequential"))(x))
+
+    for method in ("cuts", "vmap"):
+        with pytest.raises(ModelError, match="debug"):
+            clipped_grad(loss, clip_norm=1.0, method=method)(jnp.ones(2), jnp.ones((3, 2)))
+        with pytest.raises(ModelError, match="pure_callback"):
+            clipped_grad(calls, clip_norm=1.0, method=method)(jnp.ones(2), jnp.ones((3, 2)))
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 1.1])

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 BATCH = 5
@@ -401,3 +402,86 @@ def nnx_module():
     graph, params = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
     params = jax.tree.map(lambda p: p.astype(jnp.result_type(float)), params)
     return lambda p, x: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))), params, normal(BATCH, 5, 5, 2)
+
+
+def clipped_backwards():
+    """The identity, whose cotangent is clipped entry by entry: not linear backwards."""
+    fn = jax.custom_vjp(lambda w: w)
+    fn.defvjp(lambda w: (w, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+    return fn
+
+
+@member
+def custom_vjp_that_is_not_linear_in_a_scan():
+    """One backward pass a step, not one of the sum; but a slice of stacked weights has its own."""
+    odd = clipped_backwards()
+
+    def loss(p, x):
+        def step(c, wx):
+            w, x = wx
+            return jnp.tanh(c @ odd(w) + x @ jax.jit(lambda v: odd(2 * v))(p["same"])), None
+
+        inner = lambda c, _: (jax.lax.scan(step, c, (p["own"], x))[0], None)
+        return jnp.sum(jax.lax.scan(inner, x[0], length=2)[0])
+
+    return loss, {"same": normal(3, 3), "own": normal(4, 3, 3)}, normal(BATCH, 4, 3)
+
+
+@member
+def custom_vjp_that_is_not_linear_used_twice():
+    odd = clipped_backwards()
+    return lambda w, x: jnp.sum(jnp.sin(x @ odd(w)) + x @ odd(w)), normal(3, 3), normal(BATCH, 3)
+
+
+@member
+def stopped_gradients_where_there_is_no_derivative():
+    def loss(p, x):
+        frozen = jax.lax.stop_gradient(p["a"])
+        x = jnp.nextafter(frozen, x) @ frozen.T  # nextafter has no derivative
+        scan = lambda c, w: (jnp.tanh(c @ jax.lax.stop_gradient(w) + c @ w), None)
+        return jnp.sum(jax.lax.scan(scan, x, p["b"])[0] * jnp.argmax(p["a"][0]) + jnp.sum(p["a"], 0))
+
+    return loss, {"a": normal(3, 3), "b": normal(2, 3, 3)}, normal(BATCH, 3, 3)
+
+
+@member
+def nothing_at_all():
+    """Dimensions and scans of length zero."""
+
+    def loss(p, x):
+        y = jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["stack"])[0]
+        rows = p["table"][x[:0].astype(jnp.int32)]
+        return sum(jnp.sum(part) for part in (y * p["used"], x[:0] @ p["wide"], rows, x @ p["narrow"]))
+
+    shapes = {"stack": (0, 3, 3), "wide": (0, 2), "table": (4, 2), "narrow": (3, 0), "used": (3,)}
+    return loss, {name: normal(*shape) for name, shape in shapes.items()}, normal(BATCH, 3)
+
+
+@member
+def arrays_of_its_own():
+    def loss(w, x):
+        state = jax.new_ref(x)
+        state[...] = state[...] * 2
+        return jnp.sum(w * state[...])
+
+    return (loss if hasattr(jax, "new_ref") else lambda w, x: jnp.sum(w * x * 2)), normal(3), normal(BATCH, 3)
+
+
+@member
+def ordinary_differential_equation():
+    from jax.experimental.ode import odeint
+
+    def loss(w, x):
+        times = jnp.linspace(0, 1, 3, dtype=x.dtype)
+        return jnp.sum(odeint(lambda y, t: jnp.tanh(w @ y), x, times)[-1])
+
+    return loss, normal(3, 3), normal(BATCH, 3)
+
+
+@member
+def connectionist_temporal_classification():
+    def loss(w, x):
+        logits = (x @ w)[None]
+        return optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), jnp.array([[1, 2, 1]]), jnp.zeros((1, 3)))[0]
+
+    return loss, normal(3, 4), normal(BATCH, 7, 3)
