@@ -1,6 +1,6 @@
 """Differentially private training in JAX: per-example clipping, Poisson sampling, noise, and a ledger of it all."""
 
-from marauder_dp.clipping import ClippedGrad, ClippedGradFn, clipped_grad, explain
+from marauder_dp.clipping import ClippedGrad, ClippedGradFn, clipped_grad, explain, per_layer
 from marauder_dp.datasets import Dataset, load_dataset
 from marauder_dp.dpsgd import DpSgd, Keys, TrainState
 from marauder_dp.errors import DatasetError, IntegrityError, MarauderError, ModelError, PlanError
@@ -30,6 +30,7 @@ __all__ = [
     "gaussian_noise",
     "load_dataset",
     "non_private_plan",
+    "per_layer",
     "plan_dpsgd",
     "standard_normal",
 ]

@@ -1,7 +1,8 @@
 r"""Per-example gradient clipping: the sum of clipped gradients of one batch, and how far one example can move it.
 
 **Formal guarantee.** For every batch, mask, parameters and loss, each example contributes to `sum` a vector of L2
-norm at most C = `clip_norm`, over all parameters together. So `sum` moves by at most C when one example is added,
+norm at most C = `clip_norm`, over all parameters together; where groups of parameters have clip norms C_g of their own, at
+most C_g to each group, and so at most C = (Σ_g C_g²)^½ in all. So `sum` moves by at most C when one example is added,
 removed or zeroed out, and by at most 2C when one is replaced (`ClippedGradFn.sensitivity`). That is all that the
 noise and the accountant rest on. It does not depend on the model or on the loss behaving well:
 
@@ -13,6 +14,10 @@ noise and the accountant rest on. It does not depend on the model or on the loss
 | NaN or infinity anywhere in g, or ‖g‖² overflows float32 | 0; `norms` is NaN or infinite there |
 | g = 0 | 0, no division by zero |
 
+The first two rows are the rule "clip" (Abadi et al. 2016), for each group on its own. Automatic clipping (Bu, Wang, Zha and
+Karypis 2023) gives every g the same length instead: "auto_v" g · C(1 − 1e-6)/‖g‖, "auto_s" g · C(1 − 1e-6)/(‖g‖ + 0.01), which
+keeps small gradients small. A non-finite entry in one group drops the example from all of them.
+
 Norms, factors and sums are float32 whatever the type of the parameters (float64 if that is their type), and at full
 precision where an accelerator's default for products is less.
 
@@ -21,7 +26,7 @@ precision where an accelerator's default for products is less.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,9 +54,9 @@ class ClippedGrad(NamedTuple):
     """What a `ClippedGradFn` returns. Everything here is private: only `sum` plus noise may be released.
 
     Attributes:
-      sum: pytree like the parameters, float32 (float64 for such parameters): Σ_i mask_i · min(1, C/‖g_i‖) · g_i, up to the
-        margin of 1e-6.
-      norms: (batch,) float32, ‖g_i‖ before clipping; 0 where masked out, not finite where g_i isn't.
+      sum: pytree like the parameters, float32 (float64 for such parameters): by the rule "clip"
+        Σ_i mask_i · min(1, C/‖g_i‖) · g_i, up to the margin of 1e-6.
+      norms: (batch,) float32, ‖g_i‖ of all groups together before clipping; 0 where masked out, not finite where g_i isn't.
       losses: (batch,) float32; 0 where masked out.
     """
 
@@ -65,8 +70,14 @@ class ClippedGradFn:
     """f(params, batch, mask=None) → ClippedGrad; made by `clipped_grad`."""
 
     loss_fn: LossFn
-    clip_norm: float
+    clip_norms: tuple[tuple[str, float], ...]
+    rule: str
     method: str
+
+    @property
+    def clip_norm(self) -> float:
+        """The largest norm of what one example contributes to the sum."""
+        return math.hypot(*(norm for _, norm in self.clip_norms))
 
     def __call__(self, params: PyTree, batch: PyTree, mask: jax.Array | None = None) -> ClippedGrad:
         """Clips and sums.
@@ -77,7 +88,8 @@ class ClippedGradFn:
           mask: (batch,) bool, True for real examples; default all True.
 
         Raises:
-          ModelError: parameters aren't floating-point, the loss isn't a scalar, or the mask's length is wrong.
+          ModelError: parameters aren't floating-point, the loss isn't a scalar, the mask's length is wrong, or no clip norm is
+            given for a parameter.
         """
         size = _check(self.loss_fn, params, batch, mask)
         if mask is None:
@@ -91,25 +103,49 @@ class ClippedGradFn:
         return self.clip_norm * (2 if as_relation(neighbouring_relation) is NeighbouringRelation.REPLACE_ONE else 1)
 
 
-def clipped_grad(loss_fn: LossFn, *, clip_norm: float, method: str = "auto") -> ClippedGradFn:
+def clipped_grad(
+    loss_fn: LossFn, *, clip_norm: float | Mapping[str, float], rule: str = "clip", method: str = "auto"
+) -> ClippedGradFn:
     """Turns the loss of one example into the sum of clipped per-example gradients of a batch.
 
     Args:
       loss_fn: (params, example) → scalar; any JAX function. `example` is one row of the batch.
-      clip_norm: C, at least 1e-8; `math.inf` clips nothing (but still drops non-finite gradients).
+      clip_norm: C, at least 1e-8; `math.inf` clips nothing (but still drops non-finite gradients). Or a C for each group of
+        parameters, by path: {"encoder": 0.5, "encoder/norm": 0.1, "": 1.0}; the longest that leads to a parameter counts.
+        `per_layer` makes one.
+      rule: "clip", "auto_s" or "auto_v": see the table above.
       method: how to compute it; the result is the same up to rounding. "cuts": per-example gradients stay factored
         (`explain` says how), at about the price of plain training. "vmap": they are written out, batch × parameters × 4
         bytes. "none": no clipping at all, for the non-private baseline (`norms` are NaN, the sensitivity infinite).
         "auto": the best that is private, "cuts".
 
     Raises:
-      PlanError: a clip norm or method that does not exist.
+      PlanError: a clip norm, rule or method that does not exist.
     """
-    if not (isinstance(clip_norm, int | float) and clip_norm >= MIN_CLIP_NORM):
-        raise PlanError(f"clip_norm must be a number of at least {MIN_CLIP_NORM:g}; got {clip_norm!r}")
+    norms = dict(clip_norm) if isinstance(clip_norm, Mapping) else {"": clip_norm}
+    if not norms:
+        raise PlanError("clip_norm names no group of parameters; give a number, or a number for each")
+    for path, norm in norms.items():
+        where = f"clip_norm[{path!r}]" if isinstance(clip_norm, Mapping) else "clip_norm"
+        if not (isinstance(norm, int | float) and norm >= MIN_CLIP_NORM):
+            raise PlanError(f"{where} must be a number of at least {MIN_CLIP_NORM:g}; got {norm!r}")
+        if math.isinf(norm) and rule != "clip":
+            raise PlanError(f"{where} must be finite with the rule {rule}, which gives every gradient that length")
+    if rule not in _RULES:
+        raise PlanError(f"clipping rule must be one of {', '.join(_RULES)}; got {rule!r}")
     if method not in ("auto", *_METHODS):
         raise PlanError(f"clipping method must be one of auto, {', '.join(_METHODS)}; got {method!r}")
-    return ClippedGradFn(loss_fn, float(clip_norm), "cuts" if method == "auto" else method)
+    norms = {path.strip("/"): float(norm) for path, norm in norms.items()}
+    return ClippedGradFn(loss_fn, tuple(norms.items()), rule, "cuts" if method == "auto" else method)
+
+
+def per_layer(params: PyTree, clip_norm: float) -> dict[str, float]:
+    """Clip norms of C/√L for each of the L layers of a model: one example contributes at most C = `clip_norm` in all.
+
+    A layer is what holds parameters side by side, such as a kernel and its bias; a parameter on the top level is its own.
+    """
+    layers = {name.rpartition("/")[0] or name for name in _names(params)}
+    return {layer: clip_norm / math.sqrt(len(layers)) for layer in sorted(layers)}
 
 
 def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
@@ -123,44 +159,45 @@ def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
       ModelError: as a `ClippedGradFn`.
     """
     _check(loss_fn, params, batch, None)
-    names = [path_name(path) or "the parameter" for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return explained(loss_fn, params, batch, names)
+    return explained(loss_fn, params, batch, [name or "the parameter" for name in _names(params)])
 
 
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """Writes every per-example gradient out."""
     losses, grads = jax.vmap(jax.value_and_grad(fn.loss_fn), (None, 0))(params, batch)
-    grads = jax.tree.map(lambda g: g.astype(wide_type(g)), grads)
-    squares = [jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)]
-    norms = jnp.sqrt(sum(squares, jnp.zeros_like(mask, jnp.float32)))
-    use = mask & jnp.isfinite(norms)
-    factors = jnp.where(use, _clip_factors(norms, fn.clip_norm), 0)
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(jax.tree.map(lambda g: g.astype(wide_type(g)), grads))
+    parts = _parts(fn, params)
+    squares = [jnp.zeros_like(mask, jnp.float32) for _ in fn.clip_norms]
+    for part, g in zip(parts, leaves, strict=True):
+        squares[part] += jnp.sum(jnp.square(g), axis=range(1, g.ndim))
+    norms = jnp.sqrt(jnp.stack(squares))
+    factors = _factors(fn, norms, mask)
 
-    def weighted_sum(g: jax.Array) -> jax.Array:
+    def weighted_sum(g: jax.Array, factors: jax.Array) -> jax.Array:
         # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
-        kept = jnp.where(use.reshape(-1, *[1] * (g.ndim - 1)), g, 0)
+        kept = jnp.where((factors != 0).reshape(-1, *[1] * (g.ndim - 1)), g, 0)
         # The default precision of accelerators (TF32, bfloat16) would round by more than the margin below C.
         return jnp.tensordot(factors, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return ClippedGrad(
-        sum=jax.tree.map(weighted_sum, grads),
-        norms=jnp.where(mask, norms, 0),
+        sum=treedef.unflatten([weighted_sum(g, factors[part]) for part, g in zip(parts, leaves, strict=True)]),
+        norms=jnp.where(mask, _total(norms), 0),
         losses=jnp.where(mask, losses.astype(jnp.float32), 0),
     )
 
 
 def _cuts(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
     """Keeps per-example gradients in factored form: see `cuts.engine`."""
+    parts = _parts(fn, params)
     try:
         gradients = Gradients(fn.loss_fn, params, batch)
     except UncuttableError:
         return _vmap(fn, params, batch, mask)
-    norms, bound = gradients.norms()
-    use = mask & jnp.isfinite(bound)
-    factors = jnp.where(use, _clip_factors(bound, fn.clip_norm), 0)
+    norms, bounds = gradients.norms(parts)
     return ClippedGrad(
-        sum=gradients.weighted_sum(factors),
-        norms=jnp.where(mask, norms, 0),
+        sum=gradients.weighted_sum(_factors(fn, bounds, mask), parts),
+        norms=jnp.where(mask, _total(norms), 0),
         losses=jnp.where(mask, gradients.losses.astype(jnp.float32), 0),
     )
 
@@ -187,12 +224,54 @@ _METHODS: dict[str, Callable[[ClippedGradFn, PyTree, PyTree, jax.Array], Clipped
 }
 
 
-def _clip_factors(norms: jax.Array, clip_norm: float) -> jax.Array:
-    """min(1, C(1 − margin)/‖g‖), without division by zero."""
-    if math.isinf(clip_norm):
-        return jnp.ones_like(norms)
-    target = clip_norm * (1 - _ROUNDING_MARGIN)
-    return target / jnp.maximum(norms, target)
+_RULES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
+    "clip": lambda norms, target: target / jnp.maximum(norms, target),
+    "auto_s": lambda norms, target: target / (norms + 0.01),
+    "auto_v": lambda norms, target: jnp.where(norms > 1e-30, target / jnp.maximum(norms, 1e-30), 0),
+}
+"""What scales a gradient of a norm, so that no result is longer than the target."""
+
+
+def _factors(fn: ClippedGradFn, norms: jax.Array, mask: jax.Array) -> jax.Array:
+    """What each part of each example's gradient is scaled by, (parts, batch); 0 for examples that don't count."""
+    use = mask & jnp.all(jnp.isfinite(norms), axis=0)
+    rule = _RULES[fn.rule]
+    scaled = [
+        jnp.ones_like(norm) if math.isinf(clip_norm) else rule(norm, clip_norm * (1 - _ROUNDING_MARGIN))
+        for (_, clip_norm), norm in zip(fn.clip_norms, norms, strict=True)
+    ]
+    return jnp.where(use, jnp.stack(scaled), 0)
+
+
+def _total(norms: jax.Array) -> jax.Array:
+    """(batch,) from the norms of parts (parts, batch)."""
+    return norms[0] if len(norms) == 1 else jnp.sqrt(jnp.sum(norms**2, axis=0))
+
+
+def _parts(fn: ClippedGradFn, params: PyTree) -> list[int]:
+    """For each parameter, the number of the clip norm that counts for it.
+
+    Raises:
+      ModelError: a parameter has none, or a clip norm no parameter.
+    """
+    paths = [path for path, _ in fn.clip_norms]
+    leads = lambda path, name: path in ("", name) or name.startswith(path + "/")  # noqa: E731
+    parts = []
+    for name in _names(params):
+        found = [path for path in paths if leads(path, name)]
+        if not found:
+            raise ModelError(f"no clip norm for parameter {name}; add it, or one for the rest under the empty path ''")
+        parts.append(paths.index(max(found, key=len)))
+    unused = [path for i, path in enumerate(paths) if i not in parts and path]
+    if unused:
+        raise ModelError(
+            f"clip_norm names {unused[0]!r}, under which there is no parameter of its own; there are {_names(params)}"
+        )
+    return parts
+
+
+def _names(params: PyTree) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> int:

@@ -203,17 +203,31 @@ class Gradients:
         for i, gradient in zip(leaves, gradients, strict=True):
             self._full[i] = gradient.astype(wide_type(gradient))
 
-    def norms(self) -> tuple[Array, Array]:
-        """‖g_i‖ and an upper bound of it that rounding can't pass, each (batch,)."""
-        sizes = []
-        for i, form in self.forms.items():
-            if i in self._kept:
-                sizes.append(Size.written_out(self._kept[i]))
-            elif isinstance(form, Outer):
-                sizes.append(form.size(gram=self.routes[i].how == "gram"))
+    def norms(self, parts: Sequence[int] | None = None) -> tuple[Array, Array]:
+        """‖g_i‖ and an upper bound of it that rounding can't pass, each (number of parts, batch).
+
+        Args:
+          parts: to which part of the gradient each parameter belongs, 0, 1, …; by default all to one.
+        """
+        parts = [0] * len(self.cut.leaves) if parts is None else parts
+        sizes: list[list[Size]] = [[] for _ in range(max(parts, default=0) + 1)]
+        for group in self.cut.groups:
+            i = group.sites[0]
+            if i in self.forms:
+                sizes[parts[group.leaves[0]]].append(self._size_of(i))
             else:
-                sizes.append(form.size())
-        sizes += [Size.written_out(full) for full in self._full.values()]
+                for leaf in group.leaves:
+                    sizes[parts[leaf]].append(Size.written_out(self._full[leaf]))
+        norms, bounds = zip(*(self._norm(some) for some in sizes), strict=True)
+        return jnp.stack(norms), jnp.stack(bounds)
+
+    def _size_of(self, site: int) -> Size:
+        form = self.forms[site]
+        if site in self._kept:
+            return Size.written_out(self._kept[site])
+        return form.size(gram=self.routes[site].how == "gram") if isinstance(form, Outer) else form.size()
+
+    def _norm(self, sizes: Sequence[Size]) -> tuple[Array, Array]:
         zero = jnp.zeros(self._size, jnp.float32)
         square = sum((size.square for size in sizes), zero)
         # The norm as computed may be off by the rounding of `square`, what is summed by that of the sum, in each form's type.
@@ -222,21 +236,27 @@ class Gradients:
         lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
         return jnp.sqrt(square), jnp.sqrt(square + spread) + lost
 
-    def weighted_sum(self, factors: Array) -> PyTree:
-        """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold."""
+    def weighted_sum(self, factors: Array, parts: Sequence[int] | None = None) -> PyTree:
+        """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold.
+
+        Args:
+          factors: (number of parts, batch).
+          parts: as for `norms`.
+        """
+        parts = [0] * len(self.cut.leaves) if parts is None else parts
         sums = [jnp.zeros(leaf.shape, wide_type(leaf)) for leaf in self.cut.leaves]
         for group in self.cut.groups:
             if group.sites[0] in self.forms:
                 (i,), (leaf,) = group.sites, group.leaves
-                form = self.forms[i]
+                form, weights = self.forms[i], factors[parts[leaf]]
                 if i in self._kept:
-                    total = form.arrange(_weighted(factors, self._kept[i]))
+                    total = form.arrange(_weighted(weights, self._kept[i]))
                 else:
-                    total = form.weighted_sum(factors)
+                    total = form.weighted_sum(weights)
                 sums[leaf] = _back(self.cut.sites[i], self.cut.leaves[leaf])(total.astype(sums[leaf].dtype))
             else:
                 for leaf in group.leaves:
-                    sums[leaf] = _weighted(factors, self._full[leaf])
+                    sums[leaf] = _weighted(factors[parts[leaf]], self._full[leaf])
         return self._treedef.unflatten(sums)
 
 

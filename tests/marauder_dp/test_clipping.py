@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from marauder_dp import ModelError, PlanError, clipped_grad
+from marauder_dp import ModelError, PlanError, clipped_grad, per_layer
 from tests.marauder_dp.conftest import tree_norm
 
 pytestmark = pytest.mark.usefixtures("strict_rank")
@@ -169,3 +169,77 @@ def test_bad_use_is_named(problem):
         clipped_grad(loss, clip_norm=1.0)({**params, "b": {**params["b"], "steps": jnp.zeros((), jnp.int32)}}, batch)
     with pytest.raises(ModelError, match="leading batch dimension"):
         clipped_grad(loss, clip_norm=1.0)(params, (batch[0], batch[1][:3]))
+
+
+@pytest.mark.parametrize("method", ["cuts", "vmap"])
+def test_groups_are_clipped_each_to_its_own_norm(problem, method):
+    loss, params, batch = problem
+    fn = clipped_grad(loss, clip_norm={"a": 0.3, "": 0.05}, method=method)
+    result = jax.jit(fn)(params, batch)
+    for name, norm in (("a", 0.3), ("b", 0.05)):
+        other = "b" if name == "a" else "a"
+        alone = lambda part, example, name=name, other=other: loss({name: part, other: params[other]}, example)
+        total, _ = by_hand(alone, params[name], batch, norm)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-5, atol=1e-6), result.sum[name], total)
+    np.testing.assert_allclose(result.norms, by_hand(loss, params, batch, 1.0)[1], rtol=1e-5)
+    assert fn.sensitivity("add_or_remove_one") == pytest.approx(math.hypot(0.3, 0.05))
+    assert fn.sensitivity("replace_one") == pytest.approx(2 * math.hypot(0.3, 0.05))
+
+
+def test_a_non_finite_group_drops_the_example_from_all():
+    loss = lambda p, x: jnp.sum(p["a"] * x[0]) + jnp.sum(p["b"] * x[1])
+    batch = jnp.array([[[1.0, 2.0], [jnp.inf, 0.0]], [[3.0, 0.0], [0.0, 4.0]]])
+    for method in ("cuts", "vmap"):
+        fn = clipped_grad(loss, clip_norm={"a": 1.0, "b": 2.0}, method=method)
+        total = fn({"a": jnp.zeros(2), "b": jnp.zeros(2)}, batch).sum
+        np.testing.assert_allclose(total["a"], [1, 0], rtol=1e-5)
+        np.testing.assert_allclose(total["b"], [0, 2], rtol=1e-5)
+
+
+def test_per_layer_clip_norms_add_up():
+    params = {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}, "dense": {"kernel": jnp.ones(2)}, "scale": jnp.ones(1)}
+    norms = per_layer(params, 0.9)
+    assert set(norms) == {"conv", "dense", "scale"}
+    assert math.hypot(*norms.values()) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("method", ["cuts", "vmap"])
+@pytest.mark.parametrize(("rule", "scale"), [("auto_v", lambda n: 2 / n), ("auto_s", lambda n: 2 / (n + 0.01))])
+def test_automatic_clipping(rule, scale, method):
+    """Bu et al. 2023, section 3: every gradient is scaled by R/‖g‖, or by R/(‖g‖ + γ)."""
+    x = jnp.array([[3.0, 4.0], [0.006, 0.008], [0.0, 0.0]])
+    loss = lambda p, x: jnp.sum(p * x)
+    result = clipped_grad(loss, clip_norm=2.0, rule=rule, method=method)(jnp.ones(2), x)
+    expected = scale(5.0) * x[0] + scale(0.01) * x[1]
+    np.testing.assert_allclose(result.sum, expected, rtol=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    x=hnp.arrays(np.float32, (1, 20), elements=st.floats(width=32)),
+    clip_norm=st.floats(-8, 6).map(lambda e: 10**e),
+    rule=st.sampled_from(["clip", "auto_s", "auto_v"]),
+    method=st.sampled_from(["cuts", "vmap"]),
+)
+def test_no_rule_lets_an_example_contribute_more(x, clip_norm, rule, method):
+    loss = lambda params, x: jnp.sum(params["a"] * x[:10]) + jnp.sum(params["b"] * x[10:])
+    fn = clipped_grad(loss, clip_norm={"a": clip_norm, "b": 3 * clip_norm}, rule=rule, method=method)
+    total = fn({"a": jnp.ones(10), "b": jnp.ones(10)}, jnp.asarray(x)).sum
+    assert tree_norm(total["a"]) <= clip_norm * (1 + 1e-6)
+    assert tree_norm(total["b"]) <= 3 * clip_norm * (1 + 1e-6)
+
+
+def test_wrong_groups_and_rules_are_refused(problem):
+    loss, params, batch = problem
+    with pytest.raises(ModelError, match="no clip norm for parameter b"):
+        clipped_grad(loss, clip_norm={"a": 1.0})(params, batch)
+    with pytest.raises(ModelError, match="'c'"):
+        clipped_grad(loss, clip_norm={"c": 1.0, "": 1.0})(params, batch)
+    with pytest.raises(PlanError, match=r"clip_norm\['a'\]"):
+        clipped_grad(loss, clip_norm={"a": math.nan})
+    with pytest.raises(PlanError, match="no group"):
+        clipped_grad(loss, clip_norm={})
+    with pytest.raises(PlanError, match="rule must be"):
+        clipped_grad(loss, clip_norm=1.0, rule="magic")
+    with pytest.raises(PlanError, match="finite"):
+        clipped_grad(loss, clip_norm=math.inf, rule="auto_v")

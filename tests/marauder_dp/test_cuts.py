@@ -70,8 +70,8 @@ def test_low_precision_clips_the_gradient_that_the_loss_has(name, dtype):
 def test_what_is_kept_changes_nothing(name, keep):
     loss, params, batch = ZOO[name]()
     norms, total = reference(loss, params, batch, math.inf)
-    found = jax.jit(lambda p, b: (g := Gradients(loss, p, b, keep=keep), (g.norms(), g.weighted_sum(jnp.ones(5))))[1])
-    (ours, bound), summed = found(params, batch)
+    found = jax.jit(lambda p, b: (g := Gradients(loss, p, b, keep=keep), (g.norms(), g.weighted_sum(jnp.ones((1, 5)))))[1])
+    ((ours,), (bound,)), summed = found(params, batch)
     np.testing.assert_allclose(ours, norms, rtol=1e-5)
     assert (bound >= ours).all()
     np.testing.assert_allclose(bound, norms, rtol=3e-5)
