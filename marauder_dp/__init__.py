@@ -7,6 +7,7 @@ from marauder_dp.errors import DatasetError, IntegrityError, MarauderError, Mode
 from marauder_dp.noise import gaussian_noise, standard_normal
 from marauder_dp.plan import DpSgdPlan, default_delta, non_private_plan, plan_dpsgd
 from marauder_dp.sampling import PoissonSampler
+from marauder_dp.units import Units, group_by_unit, loss_of_unit
 from marauder_dp.version import __version__
 
 __all__ = [
@@ -23,12 +24,15 @@ __all__ = [
     "PlanError",
     "PoissonSampler",
     "TrainState",
+    "Units",
     "__version__",
     "clipped_grad",
     "default_delta",
     "explain",
     "gaussian_noise",
+    "group_by_unit",
     "load_dataset",
+    "loss_of_unit",
     "non_private_plan",
     "per_layer",
     "plan_dpsgd",
