@@ -140,11 +140,10 @@ class Walk:
         if name in _INLINE:
             inner = eqn.params[_INLINE[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
-        if not any(isinstance(v, Data) for v in ins):
-            if not _has_custom_vjp(eqn) or any(v.own for v in ins if isinstance(v, Param)):
-                return _param(eqn, ins)
-            # Its backward pass need not be linear, and runs once a step: the sum over steps comes after it.
-            return self._data(eqn, [self.identity(v) if isinstance(v, Param) and v.leaves else v for v in ins])
+        # The backward pass of a custom_vjp need not be linear, and runs once a step: the sum over steps comes after it.
+        once = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
+        if once and not any(isinstance(v, Data) for v in ins):
+            return _param(eqn, ins)
         ins = [Data(v.value) if isinstance(v, Param) and not v.leaves else v for v in ins]
         where = [i for i, v in enumerate(ins) if isinstance(v, Param)]
         if any(jnp.issubdtype(eqn.invars[i].aval.dtype, jnp.complexfloating) for i in where):
