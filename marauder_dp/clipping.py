@@ -36,7 +36,7 @@ from accountants.events import NeighbouringRelation, as_relation
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
-from marauder_dp.cuts.factors import wide_type
+from marauder_dp.cuts.factors import Size, combined, wide_type
 from marauder_dp.cuts.walker import UncuttableError, equations
 from marauder_dp.errors import ModelError, PlanError
 
@@ -168,11 +168,11 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
     treedef: Any
     leaves, treedef = jax.tree.flatten(jax.tree.map(lambda g: g.astype(wide_type(g)), grads))
     parts = _parts(fn, params)
-    squares = [jnp.zeros_like(mask, jnp.float32) for _ in fn.clip_norms]
+    sizes: list[list[Size]] = [[] for _ in fn.clip_norms]
     for part, g in zip(parts, leaves, strict=True):
-        squares[part] += jnp.sum(jnp.square(g), axis=range(1, g.ndim))
-    norms = jnp.sqrt(jnp.stack(squares))
-    factors = _factors(fn, norms, mask)
+        sizes[part].append(Size.written_out(g))
+    norms, bounds = combined(sizes, mask.shape[0])
+    factors = _factors(fn, bounds, mask)
 
     def weighted_sum(g: jax.Array, factors: jax.Array) -> jax.Array:
         # 0 · NaN is NaN: rows that don't count are replaced, not scaled.

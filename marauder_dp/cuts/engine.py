@@ -19,13 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
-from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, factored, wide_type, written_out
+from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, combined, factored, wide_type, written_out
 from marauder_dp.cuts.walker import Data, Param, Site, UncuttableError, Walk
 
 Array = jax.Array
 PyTree = Any
-
-_ROUNDING = 2.0  # units in the last place of `Size.scale` by which a square may be off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,23 +216,13 @@ class Gradients:
             else:
                 for leaf in group.leaves:
                     sizes[parts[leaf]].append(Size.written_out(self._full[leaf]))
-        norms, bounds = zip(*(self._norm(some) for some in sizes), strict=True)
-        return jnp.stack(norms), jnp.stack(bounds)
+        return combined(sizes, self._size)
 
     def _size_of(self, site: int) -> Size:
         form = self.forms[site]
         if site in self._kept:
             return Size.written_out(self._kept[site])
         return form.size(gram=self.routes[site].how == "gram") if isinstance(form, Outer) else form.size()
-
-    def _norm(self, sizes: Sequence[Size]) -> tuple[Array, Array]:
-        zero = jnp.zeros(self._size, jnp.float32)
-        square = sum((size.square for size in sizes), zero)
-        # The norm as computed may be off by the rounding of `square`, what is summed by that of the sum, in each form's type.
-        units = [_ROUNDING * float(jnp.finfo(size.square.dtype).eps) / 2 for size in sizes]
-        spread = sum((unit * size.scale for unit, size in zip(units, sizes, strict=True)), zero)
-        lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
-        return jnp.sqrt(square), jnp.sqrt(square + spread) + lost
 
     def weighted_sum(self, factors: Array, parts: Sequence[int] | None = None) -> PyTree:
         """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold.

@@ -22,7 +22,7 @@ of the same numbers.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from marauder_dp.cuts.routes import Product
+from marauder_dp.cuts.sums import sum_of_squares
 from marauder_dp.cuts.walker import Site, Values
 
 Array = jax.Array
@@ -39,6 +40,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 # A square below it vanishes in float32, so of a vector of n entries at most √n times this is missed.
 _TINY = 1.1e-19
 
+_ROUNDING = 2.0  # units in the last place of `Size.scale` by which a square may be off
+
 
 class Size(NamedTuple):
     """How large each per-example gradient is, each (batch,).
@@ -47,7 +50,7 @@ class Size(NamedTuple):
       square: ‖G‖² as computed.
       scale: (Σ_t ‖a_t‖ ‖g_t‖)², of which the rounding error of `square` is a few units in the last place. Where terms cancel
         it may be far more than ‖G‖²; 0 where nothing can cancel, or the norm is that of the very numbers that are summed.
-      lost: at most so much of ‖G‖ was lost to underflow, or to the bias of a long sum.
+      lost: at most so much of ‖G‖ was lost to underflow, or to a sum's roundings all in one direction.
     """
 
     square: Array
@@ -57,8 +60,25 @@ class Size(NamedTuple):
     @classmethod
     def written_out(cls, each: Array) -> "Size":
         """Of gradients (batch, ...) that are summed as they stand."""
-        square = jnp.sum(each**2, range(1, each.ndim))
-        return cls(square, jnp.zeros_like(square), jnp.zeros_like(square))
+        square, unsure = sum_of_squares(each)
+        return cls(square, jnp.zeros_like(square), unsure * jnp.sqrt(square))
+
+
+def combined(parts: Sequence[Sequence[Size]], batch: int) -> tuple[Array, Array]:
+    """Norms of gradients from the sizes of what they are made of, and upper bounds of them, each (number of parts, batch)."""
+    norms, bounds = zip(*(_combined(sizes, batch) for sizes in parts), strict=True)
+    return jnp.stack(norms), jnp.stack(bounds)
+
+
+def _combined(sizes: Sequence[Size], batch: int) -> tuple[Array, Array]:
+    zero = jnp.zeros(batch, jnp.float32)
+    square = sum((size.square for size in sizes), zero)
+    # The norm as computed may be off by the rounding of `square`, what is summed by that of the sum, in each form's type.
+    units = [_ROUNDING * float(jnp.finfo(size.square.dtype).eps) / 2 for size in sizes]
+    spread = sum((unit * size.scale for unit, size in zip(units, sizes, strict=True)), zero)
+    lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
+    added = len(sizes) * float(jnp.finfo(square.dtype).eps) / 2
+    return jnp.sqrt(square), jnp.sqrt(square + spread) * (1 + added) + lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +107,18 @@ class Outer:
 
     def size(self, *, gram: bool) -> Size:
         """Of each G_i, by the Gram form or written out."""
-        sizes_a, sizes_g = jnp.sum(self.a**2, -1), jnp.sum(self.g**2, -1)
+        (sizes_a, unsure_a), (sizes_g, unsure_g) = sum_of_squares(self.a, 3), sum_of_squares(self.g, 3)
         lost = _norm(sizes_a) * math.sqrt(math.prod(self.g.shape[1:]))
         lost = _TINY * (lost + _norm(sizes_g) * math.sqrt(math.prod(self.a.shape[1:])))
         if self.a.shape[2] == 1:
-            return Size(jnp.sum(sizes_a * sizes_g, (1, 2)), jnp.zeros_like(lost), lost)
+            square = jnp.sum(sizes_a * sizes_g, (1, 2))
+            unsure = unsure_a + unsure_g + self.a.shape[1] * float(jnp.finfo(square.dtype).eps) / 2
+            return Size(square, jnp.zeros_like(lost), lost + unsure * jnp.sqrt(square))
         lengths = jnp.sum(jnp.sqrt(sizes_a) * jnp.sqrt(sizes_g), 2)
         lost += _biased(_norm(lengths**2), sum(self.a.shape[2:] + self.g.shape[3:]))
         if not gram:
-            return Size(jnp.sum(self.written_out() ** 2, (1, 2, 3)), jnp.sum(lengths**2, 1), lost)
+            square, unsure = sum_of_squares(self.written_out())
+            return Size(square, jnp.sum(lengths**2, 1), lost + unsure * jnp.sqrt(square))
         aa = jnp.einsum("bntp,bnsp->bnts", self.a, self.a, precision=HIGHEST)
         gg = jnp.einsum("bntd,bnsd->bnts", self.g, self.g, precision=HIGHEST)
         return Size(jnp.maximum(jnp.sum(aa * gg, (1, 2, 3)), 0), jnp.sum(lengths**2, 1), lost)
@@ -128,7 +151,7 @@ class Rows:
         inside = (self.ids >= 0) & (self.ids < self.rows)
         same = (self.ids[:, :, None] == self.ids[:, None, :]) & inside[:, :, None]
         gram = jnp.einsum("btd,bsd->bts", self.g, self.g, precision=HIGHEST)
-        lengths = jnp.sum(jnp.where(inside, jnp.sqrt(jnp.sum(self.g**2, -1)), 0), 1)
+        lengths = jnp.sum(jnp.where(inside, jnp.sqrt(sum_of_squares(self.g, 2)[0]), 0), 1)
         lost = _biased(lengths, sum(self.g.shape[1:]))
         return Size(jnp.maximum(jnp.sum(jnp.where(same, gram, 0), (1, 2)), 0), lengths**2, lost)
 

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from marauder_dp import ModelError, clipped_grad, explain
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.routes import Product, choose, ways
+from marauder_dp.cuts.sums import sum_of_squares
 from tests.marauder_dp.conftest import tree_norm
 from tests.marauder_dp.zoo import ZOO, normal
 
@@ -171,6 +172,27 @@ def test_thousands_of_equal_terms_stay_below_the_clip_norm(value):
     for positions, p, d in ((64, 3000, 900), (8, 3000, 30)):
         products = clipped_grad(lambda w, x: jnp.sum(x @ w) * value, clip_norm=1e-2, method="cuts")
         assert tree_norm(products(jnp.ones((p, d)), jnp.full((1, positions, p), value)).sum) <= 1e-2 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("method", ["cuts", "vmap"])
+def test_millions_of_equal_entries_stay_below_the_clip_norm(method):
+    loss = lambda w, e: jnp.sum((e[0] @ w) * e[1])
+    batch = jnp.full((1, 64, 3000), 0.9999), jnp.full((1, 64, 900), 0.9999)
+    total = jax.jit(lambda w: clipped_grad(loss, clip_norm=1.0, method=method)(w, batch).sum)(jnp.zeros((3000, 900)))
+    assert tree_norm(total) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (1, 31), (2, 97), (1, 4, 1025), (1, 1_000_003), (2, 0)])
+@pytest.mark.parametrize("value", [1 / 3, 0.9999, 1.7])
+def test_sums_of_squares_are_off_by_no_more_than_they_say(shape, value):
+    x = jnp.full(shape, value, jnp.float32)
+    square, unsure = jax.jit(lambda x: sum_of_squares(x))(x)
+    exact = np.sqrt(np.sum(np.asarray(x, np.float64) ** 2, tuple(range(1, x.ndim))))
+    computed = np.sqrt(np.asarray(square, np.float64))
+    assert square.shape == shape[:1]
+    assert unsure < 5e-6
+    assert np.all(exact <= computed * (1 + unsure))
+    assert np.all(computed <= exact * (1 + unsure))
 
 
 def test_a_float64_parameter_does_not_hide_the_rounding_of_float32_ones():
