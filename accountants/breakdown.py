@@ -6,7 +6,7 @@ and its share of a quantity that does add up, the Rényi divergence at the order
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,8 @@ def break_down(
 ) -> Breakdown:
     """Adds up `charges` by component path, in order of first appearance.
 
+    Of components that share events (see `Charge`), "alone" and "removed" mean those events with and without their own part.
+
     Args:
       charges: from a ledger, or made by hand.
       delta: in (0, 1).
@@ -91,35 +93,34 @@ def break_down(
       UnsupportedEventError, InvalidEventError: as the accountant asked for.
     """
     relation = as_relation(neighbouring_relation)
-    parts: dict[str, list[Charge]] = {}
-    for charge in aggregated(charges):
-        parts.setdefault(charge.path, []).append(charge)
+    charges = aggregated(charges)
+    paths = list(dict.fromkeys(path for charge in charges for path in charge.parts))
 
-    def compose(paths: Iterable[str], name: str) -> Accountant:
+    def compose(paths: Container[str], name: str) -> Accountant:
         result = make_accountant(name, neighbouring_relation=relation)
-        for path in paths:
-            for charge in parts[path]:
-                result.compose(charge.event, charge.count)
+        for charge in charges:
+            if (event := charge.only(paths)) is not None:
+                result.compose(event, charge.count)
         return result
 
-    total = compose(parts, accountant)
+    total = compose(paths, accountant)
     interval, name = total.epsilon_interval(delta), total.name  # one accountant for every figure
 
-    def epsilon(paths: Iterable[str]) -> float:
-        return compose(paths, name).get_epsilon(delta)
+    def epsilon(paths: Container[str]) -> float:
+        # A part never costs more than the whole, and two intervals may overlap.
+        return min(compose(paths, name).get_epsilon(delta), interval.upper)
 
-    order, divergences = _divergences(parts, delta, relation)
+    order, divergences = _divergences(charges, paths, delta, relation)
     shares = _shares(divergences)
     components = tuple(
         Component(
             path=path,
-            events=sum(charge.count for charge in charges_),
-            # A part never costs more than the whole, and two intervals may overlap.
-            epsilon_alone=min(epsilon([path]), interval.upper),
-            epsilon_if_removed=min(epsilon(other for other in parts if other != path), interval.upper),
+            events=sum(charge.count for charge in charges if path in charge.parts),
+            epsilon_alone=epsilon([path]),
+            epsilon_if_removed=epsilon([other for other in paths if other != path]),
             share=shares[i],
         )
-        for i, (path, charges_) in enumerate(parts.items())
+        for i, path in enumerate(paths)
     )
     spent = math.fsum(divergences) if all(map(math.isfinite, divergences)) else math.inf
     return Breakdown(
@@ -136,22 +137,32 @@ def break_down(
 
 
 def _divergences(
-    parts: Mapping[str, Sequence[Charge]], delta: float, relation: NeighbouringRelation
+    charges: Sequence[Charge], paths: Sequence[str], delta: float, relation: NeighbouringRelation
 ) -> tuple[float, list[float]]:
     """The optimal order of everything, and each component's Rényi divergence there.
+
+    What several components share is split in proportion to what each would have cost alone.
 
     Where the Rényi accountant has no bound for an event, its divergence is computed from its dominating pair, at order 8: good
     enough to share by, though not a bound.
     """
     rdp = RdpAccountant(neighbouring_relation=relation)
-    zero = np.zeros(len(rdp.orders))
     try:
-        curves = [sum((rdp.divergence(c.event, c.count) for c in charges), zero) for charges in parts.values()]
+        curves = [rdp.divergence(charge.event, charge.count) for charge in charges]
     except UnsupportedEventError:
         order = 8.0
-        return order, [sum(pair_divergence(c.event, relation, order) * c.count for c in charges) for charges in parts.values()]
-    order = rdp.convert(sum(curves, zero), delta)[1]
-    return order, [float(curve[rdp.orders.index(order)]) for curve in curves]
+        divergence = lambda event, count: count * pair_divergence(event, relation, order)  # noqa: E731
+    else:
+        order = rdp.convert(sum(curves, np.zeros(len(rdp.orders))), delta)[1]
+        index = rdp.orders.index(order)
+        divergence = lambda event, count: float(rdp.divergence(event, count)[index])  # noqa: E731
+    spends = dict.fromkeys(paths, 0.0)
+    for charge in charges:
+        whole = divergence(charge.event, charge.count)
+        alone = [divergence(charge.only([part]), charge.count) for part in charge.parts] if len(charge.parts) > 1 else [whole]
+        for part, share in zip(charge.parts, _shares(alone), strict=True):
+            spends[part] += whole * share if share else 0.0
+    return order, list(spends.values())
 
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:

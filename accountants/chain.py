@@ -11,20 +11,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from accountants.domains import whole
-from accountants.errors import AccountingError, LedgerError
+from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.event_json import from_dict
-from accountants.events import DpEvent, NeighbouringRelation, as_relation
+from accountants.events import ComposedDpEvent, DpEvent, NeighbouringRelation, PoissonSampledDpEvent, as_relation
 
 SCHEMA = 1
 GENESIS = "0" * 64
 """`prev` of the first line."""
 
-COMPONENT_PATH = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
+COMPONENT_PATH = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*|([a-z0-9_]+/)*\{[a-z0-9_]+(,[a-z0-9_]+)+\}")
+"""Such as train/gradients; or train/{gradients,clip_norm} for one event that is made of those components' (see `Charge`)."""
+
 _LINE_START = b'{"'
 _FIELDS = {
     "header": {"kind", "schema", "time", "prev", "hash", "neighbouring_relation", "unit", "public"},
@@ -36,11 +38,47 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Charge:
-    """`count` runs of `event`, charged to the component at `path`."""
+    """`count` runs of `event`, charged to the component at `path`, or to several that it consists of.
+
+    Such a path ends in their names, as in train/{gradients,clip_norm}. The event is then composed of one for each, in that
+    order, perhaps on one common sample: what shares a sample must not be charged as separately sampled events, which cost less.
+    """
 
     path: str
     event: DpEvent
     count: int
+
+    def __post_init__(self) -> None:
+        names = len(self.parts)
+        composed = parts_of(self.event) if names > 1 else ()
+        if names > 1 and len(composed) != names:
+            raise InvalidEventError(
+                f"{self.path} names {names} components, so its event must be composed of {names}, in a sample or not; "
+                f"it has {len(composed)}"
+            )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of the components."""
+        folder, brace, names = self.path.partition("{")
+        return tuple(folder + name for name in names.rstrip("}").split(",")) if brace else (self.path,)
+
+    def only(self, chosen: Container[str]) -> DpEvent | None:
+        """What the event would have been with the `chosen` components alone; None if it has none of them."""
+        keep = [i for i, part in enumerate(self.parts) if part in chosen]
+        if len(keep) == len(self.parts):
+            return self.event
+        if not keep:
+            return None
+        composed = parts_of(self.event)
+        event = composed[keep[0]] if len(keep) == 1 else ComposedDpEvent(tuple(composed[i] for i in keep))
+        return dataclasses.replace(self.event, event=event) if isinstance(self.event, PoissonSampledDpEvent) else event
+
+
+def parts_of(event: DpEvent) -> tuple[DpEvent, ...]:
+    """The events that `event`, or the one inside its Poisson sample, is composed of; none if it isn't composed."""
+    inner = event.event if isinstance(event, PoissonSampledDpEvent) else event
+    return tuple(inner.events) if isinstance(inner, ComposedDpEvent) else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +107,8 @@ class LedgerContents:
         return self.hashes[-1]
 
     def count(self, path: str) -> int:
-        """How many events were charged to `path`."""
-        return sum(charge.count for charge in self.charges if charge.path == path)
+        """How many events were charged to `path`, alone or with others."""
+        return sum(charge.count for charge in self.charges if path in charge.parts)
 
 
 def read_ledger(path: str | os.PathLike[str]) -> LedgerContents:

@@ -87,7 +87,7 @@ class Ledger:
         """Records `count` runs of `event` under the component `path`; on disk (fsync) when it returns.
 
         Raises:
-          InvalidEventError: the event or the count is malformed. Nothing was written.
+          InvalidEventError: the event or the count is malformed, or the event does not fit the path. Nothing was written.
           LedgerError: the path is malformed, or writing failed: release nothing.
         """
         event, count = as_event(event), whole(count, "count")
@@ -95,10 +95,11 @@ class Ledger:
             raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r}")
         if from_dict(to_dict(event)) != event:
             raise InvalidEventError(f"{event!r:.80} can't be written and read back")
+        charge = Charge(path, event, count)
         digest = self._append({"kind": "charge", "path": path, "event": to_dict(event), "count": count})
         self._contents = dataclasses.replace(
             self._contents,
-            charges=(*self._contents.charges, Charge(path, event, count)),
+            charges=(*self._contents.charges, charge),
             hashes=(*self._contents.hashes, digest),
         )
 

@@ -7,6 +7,7 @@ from experiments.presets import preset
 from experiments.settings import Settings
 
 if TYPE_CHECKING:
+    from marauder_dp.cuts.explain import Row
     from marauder_dp.plan import DpSgdPlan
     from marauder_dp.session import Job
 
@@ -21,7 +22,7 @@ def plan_text(settings: Settings, job: "Job") -> str:
     n, memory, seconds = plan.num_examples, job.program.memory_bytes, job.program.update_seconds
     size = sum(leaf.size for leaf in jax.tree.leaves(job.initial.params))
     rows = [
-        ("data", f"{settings.dataset}, {n:,} training examples, {len(job.dataset.test_y):,} held out"),
+        ("data", f"{settings.dataset}, {job.dataset.num_examples:,} training examples, {len(job.dataset.test_y):,} held out"),
         ("model", f"{settings.model}, {size:,} parameters, on {jax.default_backend()}"),
         (
             "optimizer",
@@ -30,11 +31,16 @@ def plan_text(settings: Settings, job: "Job") -> str:
         ),
         ("sampling", f"Poisson, q = {plan.batch_size / n:.6g} (expected batch {plan.batch_size:,}), {plan.steps:,} updates"),
     ]
+    if settings.unit is not None:
+        rows.insert(1, ("unit", f"{plan.unit}, {n:,} of them; the batch counts them"))
+    if settings.augmentations:
+        rows.append(("augmented", f"{settings.augmentations} copies of an image, averaged before clipping"))
     if plan.private:
         rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
         basis = "given" if settings.epsilon is None else "calibrated to the target"
         rows += [
-            ("noise", f"σ = {plan.noise_multiplier:.6g}, {basis}; clip norm {plan.clip_norm:g}"),
+            ("clipping", _CLIPPING[plan.clipping].format(f"{plan.clip_norm:g}")),
+            ("noise", f"σ = {plan.noise_multiplier:.6g}, {basis}"),
             ("guarantee", f"ε ≤ {upper(plan.epsilon())} at δ = {plan.delta:g} ({rule}; n = {n:,} declared public)"),
             ("accounting", _accounting(plan)),
         ]
@@ -51,9 +57,46 @@ def plan_text(settings: Settings, job: "Job") -> str:
             f"({1e3 * seconds:.2f} ms an update)",
         ),
     ]
+    if plan.private:
+        rows += [("gradients" if i == 0 else "", line) for i, line in enumerate(_routes(job))]
     if settings == _preset_settings(settings):
         rows.append(("expect", preset(settings.dataset).expected))
     return "\n".join(f"  {name:<12}{text}" for name, text in rows)
+
+
+_CLIPPING = {
+    "flat": "each gradient to a norm of at most {}",
+    "per_layer": "each layer's gradient, to norms of at most {} together",
+    "auto_s": "automatic (AUTO-S): each gradient to a norm of nearly {}",
+    "auto_v": "automatic (AUTO-V): each gradient to a norm of {}",
+    "adaptive": "each gradient to a norm that starts at {} and follows their median (charged as train/clip_norm)",
+}
+
+
+def _routes(job: "Job") -> list[str]:
+    """How per-example gradients are clipped, a line for each way it is done."""
+    rows = job.sgd.explain(job.initial.params, job.data).rows
+    ways: dict[str, list[Row]] = {}
+    for row in rows:
+        ways.setdefault(row.route, []).append(row)
+    lines = []
+    for route, some in ways.items():
+        names = [name for row in some for name in row.parameters]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        held = sum(row.bytes for row in some) / 2**20
+        lines.append(f"{_ROUTES[route]}: {shown}" + (f" ({held:,.1f} MiB)" if held >= 0.05 else ""))
+    return lines
+
+
+_ROUTES = {
+    "factors": "never written out, norms from two factors",
+    "gram": "never written out, norms from inner products",
+    "direct": "written out one layer at a time",
+    "kept": "written out and kept for the sum",
+    "rows": "never written out, norms from rows of the table",
+    "written out": "written out for each example",
+    "none": "no data reaches",
+}
 
 
 def _accounting(plan: "DpSgdPlan") -> str:
@@ -62,7 +105,7 @@ def _accounting(plan: "DpSgdPlan") -> str:
 
     bound = plan.epsilon_bound()
     exact = f", certified (exact ε ≥ {lower(bound.lower)})" if bound.lower else ", an upper bound"
-    text = f"{bound.accountant} accountant{exact}; {plan.neighbouring_relation}; unit: one example"
+    text = f"{bound.accountant} accountant{exact}; {plan.neighbouring_relation}; unit: one {plan.unit}"
     try:
         more = plan.rdp_noise_multiplier() / plan.noise_multiplier - 1
     except AccountingError:  # the Rényi accountant has no bound here
@@ -75,6 +118,7 @@ def _preset_settings(settings: Settings) -> Settings:
     default = preset(settings.dataset)
     known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(Settings)}
     values = {name: getattr(default, name) for name in known}
+    values |= {"clipping": "flat", "augmentations": 0, "unit": None, "examples_per_unit": None}
     return dataclasses.replace(settings, **values)
 
 

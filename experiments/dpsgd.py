@@ -40,6 +40,9 @@ EPSILON_CEILING = flags.DEFINE_float(
 DELTA = flags.DEFINE_float("delta", None, "Default: the largest power of ten up to 1/(10 n).")
 RELATION = flags.DEFINE_string("neighbouring_relation", "add_or_remove_one", "add_or_remove_one, zero_out or replace_one.")
 CLIP_NORM = flags.DEFINE_float("clip_norm", None, f"Largest L2 norm of an example's gradient; {_PRESET}.")
+CLIPPING = flags.DEFINE_string(
+    "clipping", "flat", "flat, per_layer, auto_s, auto_v, or adaptive: the clip norm follows the norms' median, at a charge."
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, f"Expected examples an update; {_PRESET}.")
 EPOCHS = flags.DEFINE_float("epochs", None, f"Average passes over the data; {_PRESET}.")
 STEPS = flags.DEFINE_integer("steps", None, "Number of updates, instead of --epochs.")
@@ -53,6 +56,11 @@ SEED = flags.DEFINE_integer(
 REPRODUCIBLE_NOISE = flags.DEFINE_bool(
     "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
 )
+AUGMENTATIONS = flags.DEFINE_integer(
+    "augmentations", 0, "Shifted copies of an image in each update, averaged before clipping.", lower_bound=0
+)
+UNIT = flags.DEFINE_string("unit", None, "A .npy file of whose each training example is: protects all of one id together.")
+EXAMPLES_PER_UNIT = flags.DEFINE_integer("examples_per_unit", None, "With --unit: the most examples of one id that are used.")
 MEMORY_LIMIT = flags.DEFINE_string("memory_limit", None, "Such as 2GiB; default: four fifths of the device's memory.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
@@ -75,8 +83,8 @@ def settings_from_flags() -> Settings:
             "to stop a run with given noise at a ceiling use --epsilon_ceiling"
         )
     if not PRIVATE.value:
-        for flag in (EPSILON, NOISE_MULTIPLIER, EPSILON_CEILING, CLIP_NORM):
-            if flag.value is not None:
+        for flag in (EPSILON, NOISE_MULTIPLIER, EPSILON_CEILING, CLIP_NORM, CLIPPING):
+            if flag.present:
                 raise PlanError(f"--{flag.name} means nothing with --private=false; leave one of them out")
     if EPSILON_CEILING.value is not None and NOISE_MULTIPLIER.value is None:
         raise PlanError("--epsilon_ceiling goes with --noise_multiplier; a run with --epsilon stops there anyway")
@@ -86,6 +94,8 @@ def settings_from_flags() -> Settings:
         raise PlanError(f"--checkpoint_seconds must be greater than 0; got {CHECKPOINT_SECONDS.value!r}")
     if STEPS.value is not None and EPOCHS.value is not None:
         raise PlanError("give --steps or --epochs, not both")
+    if (UNIT.value is None) != (EXAMPLES_PER_UNIT.value is None):
+        raise PlanError("--unit (a file of ids) and --examples_per_unit (the most examples of one id) go together")
     calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
     optimizer = pick(OPTIMIZER, default.optimizer)
     return Settings(
@@ -97,6 +107,7 @@ def settings_from_flags() -> Settings:
         epsilon_ceiling=EPSILON_CEILING.value,
         delta=DELTA.value,
         neighbouring_relation=RELATION.value,
+        clipping=CLIPPING.value,
         clip_norm=pick(CLIP_NORM, default.clip_norm),
         batch_size=pick(BATCH_SIZE, default.batch_size),
         epochs=pick(EPOCHS, default.epochs) if STEPS.value is None else None,
@@ -105,13 +116,16 @@ def settings_from_flags() -> Settings:
         optimizer_args=pick(OPTIMIZER_ARGS, default.optimizer_args if optimizer == default.optimizer else ""),
         learning_rate=pick(LEARNING_RATE, default.learning_rate),
         learning_rate_schedule=pick(SCHEDULE, default.learning_rate_schedule),
+        augmentations=AUGMENTATIONS.value,
+        unit=UNIT.value,
+        examples_per_unit=EXAMPLES_PER_UNIT.value,
         seed=SEED.value,
         reproducible_noise=REPRODUCIBLE_NOISE.value,
     )
 
 
 def make_plan(settings: Settings, num_examples: int) -> "DpSgdPlan":
-    """The plan of these settings on `num_examples` examples.
+    """The plan of these settings on `num_examples` examples, or units.
 
     Raises:
       PlanError: they make no sense, or no noise meets the target.
@@ -126,8 +140,12 @@ def make_plan(settings: Settings, num_examples: int) -> "DpSgdPlan":
             raise PlanError(f"epochs must be a finite number greater than 0; got {settings.epochs!r}")
         steps = max(1, round(settings.epochs * num_examples / max(settings.batch_size, 1)))
     common: dict[str, Any] = {
-        "num_examples": num_examples, "batch_size": settings.batch_size, "steps": steps, "delta": settings.delta
-    }  # fmt: skip
+        "num_examples": num_examples,
+        "batch_size": settings.batch_size,
+        "steps": steps,
+        "delta": settings.delta,
+        "unit": "example" if settings.unit is None else f"unit of up to {settings.examples_per_unit} examples",
+    }
     if not settings.private:
         return non_private_plan(**common)
     return plan_dpsgd(
@@ -136,6 +154,7 @@ def make_plan(settings: Settings, num_examples: int) -> "DpSgdPlan":
         epsilon=settings.epsilon,
         noise_multiplier=settings.noise_multiplier,
         neighbouring_relation=settings.neighbouring_relation,
+        clipping=settings.clipping,
     )
 
 
@@ -146,38 +165,49 @@ def prepare(settings: Settings) -> "Job":
       MarauderError: whatever is wrong with data, settings or model.
     """
     import jax
-    import jax.numpy as jnp
 
-    from marauder_dp import preflight
+    from marauder_dp import augmentation, preflight
     from marauder_dp.datasets import load_dataset
     from marauder_dp.dpsgd import DpSgd, choose_micro_batch
+    from marauder_dp.errors import PlanError
     from marauder_dp.memory import memory_limit
     from marauder_dp.models import cross_entropy, make_model
     from marauder_dp.optimizers import make_optimizer
     from marauder_dp.secrets import fresh_keys
     from marauder_dp.session import Job
     from marauder_dp.training import compile_program
+    from marauder_dp.units import group_by_unit, loss_of_unit, read_ids
 
     dataset = load_dataset(settings.dataset, DATA_DIR.value)
-    plan = make_plan(settings, dataset.num_examples)
     shape = dataset.train_x.shape[1:]
     model = make_model(settings.model, shape, dataset.num_classes)
     params = preflight.initialise(model, shape, settings.seed)
     loss = cross_entropy(model)
     preflight.check_loss(loss, params, preflight.synthetic_examples(shape, dataset.num_classes))
+    data: Any = (dataset.train_x, dataset.train_y)
+    if settings.augmentations:
+        if len(shape) != 3:
+            raise PlanError(f"--augmentations shifts images, but an example of {settings.dataset} has the shape {shape}")
+        loss = augmentation.loss_of_augmented(loss, augmentation.usual(shape), settings.augmentations)
+    if settings.unit is not None:
+        data = group_by_unit(data, read_ids(settings.unit), limit=settings.examples_per_unit or 0)
+        loss = loss_of_unit(loss, keyed=settings.augmentations > 0)
+    plan = make_plan(settings, len(jax.tree.leaves(data)[0]))
     schedule = (settings.learning_rate, settings.learning_rate_schedule, plan.steps)
     sgd = DpSgd(
         plan,
         loss,
         make_optimizer(settings.optimizer, *schedule, settings.optimizer_args),
         choose_micro_batch(plan.batch_size, plan.num_examples),
+        keyed=settings.augmentations > 0,
     )
     state = sgd.init(params)
-    data = jax.eval_shape(lambda: (jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y)))
-    program = compile_program(sgd, state, fresh_keys(), data, memory_limit(MEMORY_LIMIT.value))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+    program = compile_program(sgd, state, fresh_keys(), shapes, memory_limit(MEMORY_LIMIT.value))
     return Job(
         settings=dataclasses.asdict(settings),
         dataset=dataset,
+        data=data,
         model=model,
         sgd=program.sgd,
         program=program,

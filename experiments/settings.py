@@ -25,3 +25,7 @@ class Settings:
     learning_rate_schedule: str
     seed: int
     reproducible_noise: bool
+    clipping: str = "flat"
+    augmentations: int = 0
+    unit: str | None = None
+    examples_per_unit: int | None = None

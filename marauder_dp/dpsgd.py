@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from marauder_dp.clipping import ClippedGrad, LossFn, clipped_grad, path_name
+from marauder_dp import adaptive
+from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_grad, explain, path_name, per_layer
+from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import gaussian_noise
@@ -36,11 +38,13 @@ class TrainState(NamedTuple):
       step: () int32, updates done.
       params: pytree of the model.
       opt_state: of the optimizer.
+      clip_norm: () float32, C of the next update; changes only where the plan's clipping is adaptive.
     """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
+    clip_norm: jax.Array
 
 
 class PrivateMetrics(NamedTuple):
@@ -49,7 +53,7 @@ class PrivateMetrics(NamedTuple):
     Attributes, all () float32:
       examples: how many were drawn.
       loss: sum of their losses.
-      clipped: how many had a gradient norm above the clip norm.
+      clipped: how many had a gradient norm above the clip norm C.
       non_finite: how many had a NaN or infinite gradient (and contributed nothing).
     """
 
@@ -68,25 +72,30 @@ class DpSgd:
       loss_fn: (params, example) → scalar.
       optimizer: any optax transformation; it sees noisy mean gradients only.
       micro_batch: examples processed at a time. Has no influence on the result beyond rounding, nor on privacy.
+      keyed: whether the loss draws random numbers (augmentation, dropout): it is then (params, (example, key)) → scalar, with a
+        typed PRNG key that is new in every step for every example.
     """
 
     plan: DpSgdPlan
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
     micro_batch: int
+    keyed: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.micro_batch, int) or self.micro_batch < 1:
             raise PlanError(f"micro_batch must be a whole number of at least 1; got {self.micro_batch!r}")
 
-    @property
-    def transformation(self) -> optax.GradientTransformationExtraArgs:
-        """From the sum of clipped gradients to parameter updates; the noise is added here and nowhere else."""
-        return optax.chain(gaussian_noise(self.plan.noise_stddev), optax.scale(1 / self.plan.batch_size), self.optimizer)
-
     def init(self, params: PyTree) -> TrainState:
         """The state before the first update. `params` must not depend on private data."""
-        return TrainState(jnp.zeros((), jnp.int32), params, self.transformation.init(params))
+        clip_norm = jnp.asarray(self.plan.clip_norm, jnp.float32)
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), clip_norm)
+
+    def explain(self, params: PyTree, data: PyTree) -> Explanation:
+        """How clipping treats each parameter in one micro-batch; nothing is computed. Arguments may be shapes."""
+        slots = jax.ShapeDtypeStruct((self.micro_batch,), jnp.int32)
+        batch = jax.eval_shape(lambda data, ids: self._examples(data, ids, jnp.zeros(2, jnp.uint32)), data, slots)
+        return explain(self._loss, params, batch)
 
     def train_steps(self) -> jax.stages.Wrapped:
         """A jitted f(state, keys, data, n) that performs n updates.
@@ -114,34 +123,81 @@ class DpSgd:
 
     def _update(self, state: TrainState, keys: Keys, data: PyTree) -> tuple[TrainState, PrivateMetrics]:
         """One update."""
-        mask = self.plan.sampler.mask(keys.sampling, state.step)
-        clipped_sum, metrics = self._clipped_sum(state.params, data, mask)
-        updates, opt_state = self.transformation.update(
-            clipped_sum, state.opt_state, state.params, noise_key=jax.random.fold_in(keys.noise, state.step)
-        )
+        plan = self.plan
+        mask = plan.sampler.mask(keys.sampling, state.step)
+        seed = jax.random.key_data(_other_key(keys.sampling, state.step))
+        clipped_sum, count, metrics = self._clipped_sum(state, data, mask, seed)
+        noise = gaussian_noise(plan.noise_stddev)
+        noisy, _ = noise.update(clipped_sum, noise.init(clipped_sum), noise_key=jax.random.fold_in(keys.noise, state.step))
+        scale, clip_norm = jnp.asarray(1 / plan.batch_size), state.clip_norm
+        if plan.adaptive:
+            scale *= state.clip_norm
+            clip_norm = adaptive.next_clip_norm(clip_norm, count, _other_key(keys.noise, state.step), plan.batch_size)
+        mean = jax.tree.map(lambda g: g * scale, noisy)
+        updates, opt_state = self.optimizer.update(mean, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, clip_norm), metrics
 
-    def _clipped_sum(self, params: PyTree, data: PyTree, mask: jax.Array) -> tuple[PyTree, PrivateMetrics]:
-        """Σ clipped gradients over all included examples, in as many micro-batches as the draw needs."""
-        method = "auto" if self.plan.private else "none"
-        gradient = clipped_grad(self.loss_fn, clip_norm=self.plan.clip_norm, method=method)
+    def _clipped_sum(
+        self, state: TrainState, data: PyTree, mask: jax.Array, seed: jax.Array
+    ) -> tuple[PyTree, jax.Array, PrivateMetrics]:
+        """Over all included examples, in as many micro-batches as the draw needs: Σ clipped gradients, count of norms, metrics.
+
+        Where C adapts the sum is over C: gradients of loss/C, clipped to 1.
+        """
+        plan, params = self.plan, state.params
+        unit = state.clip_norm if plan.adaptive else 1.0
+        gradient = self._gradient(params, unit)
         cumulative = jnp.cumsum(mask, dtype=jnp.int32)
+        Carry = tuple[jax.Array, PyTree, jax.Array, PrivateMetrics]
 
-        def more(carry: tuple[jax.Array, PyTree, PrivateMetrics]) -> jax.Array:
+        def more(carry: Carry) -> jax.Array:
             return carry[0] * self.micro_batch < cumulative[-1]
 
-        def add(carry: tuple[jax.Array, PyTree, PrivateMetrics]) -> tuple[jax.Array, PyTree, PrivateMetrics]:
-            index, total, metrics = carry
+        def add(carry: Carry) -> Carry:
+            index, total, count, metrics = carry
             ids, used = micro_batch_ids(cumulative, index, self.micro_batch)
-            part = gradient(params, take(data, ids), used)
-            seen = _metrics(part, used, self.plan.clip_norm)
-            return index + 1, jax.tree.map(jnp.add, total, part.sum), jax.tree.map(jnp.add, metrics, seen)
+            part = gradient(params, self._examples(data, ids, seed), used)
+            if plan.adaptive:
+                part = part._replace(norms=part.norms * unit, losses=part.losses * unit)
+                count += adaptive.centred_count(part.norms, state.clip_norm, used)
+            seen = _metrics(part, used, state.clip_norm)
+            return index + 1, jax.tree.map(jnp.add, total, part.sum), count, jax.tree.map(jnp.add, metrics, seen)
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), params)
-        start = (jnp.zeros((), jnp.int32), zeros, PrivateMetrics(*[jnp.zeros(())] * 4))
-        _, total, metrics = jax.lax.while_loop(more, add, start)
-        return total, metrics
+        start = (jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), PrivateMetrics(*[jnp.zeros(())] * 4))
+        _, total, count, metrics = jax.lax.while_loop(more, add, start)
+        return total, count, metrics
+
+    def _gradient(self, params: PyTree, unit: jax.Array | float) -> ClippedGradFn:
+        """The clipping that the plan asks for, of the loss over `unit`."""
+        plan = self.plan
+        if not plan.private:
+            return clipped_grad(self._loss, clip_norm=math.inf, method="none")
+        if plan.adaptive:
+            return clipped_grad(lambda params, x: self._loss(params, x).astype(jnp.float32) / unit, clip_norm=1.0)
+        norms = per_layer(params, plan.clip_norm) if plan.clipping == "per_layer" else plan.clip_norm
+        rule = plan.clipping if plan.clipping in ("auto_s", "auto_v") else "clip"
+        return clipped_grad(self._loss, clip_norm=norms, rule=rule)
+
+    def _examples(self, data: PyTree, ids: jax.Array, seed: jax.Array) -> PyTree:
+        """Rows `ids`, and if the loss draws random numbers a key for each: of this step and its id alone."""
+        rows = take(data, ids)
+        if not self.keyed:
+            return rows
+        key = jax.random.wrap_key_data(seed)
+        return rows, jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
+
+    def _loss(self, params: PyTree, example: PyTree) -> jax.Array:
+        if not self.keyed:
+            return self.loss_fn(params, example)
+        row, seed = example
+        return self.loss_fn(params, (row, jax.random.wrap_key_data(seed)))
+
+
+def _other_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    """A key for a second use in this step: steps themselves stay below 2³¹."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), step)
 
 
 def _check_length(data: PyTree, num_examples: int) -> None:
@@ -159,8 +215,8 @@ def choose_micro_batch(batch_size: int, num_examples: int) -> int:
     return min(num_examples, batch_size + math.ceil(spread))
 
 
-def _metrics(part: ClippedGrad, used: jax.Array, clip_norm: float) -> PrivateMetrics:
-    finite = jnp.isfinite(part.norms) if not math.isinf(clip_norm) else jnp.isfinite(part.losses)
+def _metrics(part: ClippedGrad, used: jax.Array, clip_norm: jax.Array) -> PrivateMetrics:
+    finite = jnp.isfinite(jnp.where(jnp.isfinite(clip_norm), part.norms, part.losses))
     count = lambda flags: jnp.sum(flags, dtype=jnp.float32)  # noqa: E731
     return PrivateMetrics(
         examples=count(used),

@@ -8,6 +8,7 @@ from accountants.accountant import EpsilonBound, make_accountant
 from accountants.accountant import epsilon as accounted_epsilon
 from accountants.errors import AccountingError
 from accountants.events import (
+    ComposedDpEvent,
     DpEvent,
     GaussianDpEvent,
     NeighbouringRelation,
@@ -15,12 +16,19 @@ from accountants.events import (
     SelfComposedDpEvent,
     as_relation,
 )
+from marauder_dp import adaptive
 from marauder_dp.clipping import MIN_CLIP_NORM
 from marauder_dp.errors import PlanError
 from marauder_dp.sampling import PoissonSampler
 
 GRADIENTS = "train/gradients"
 """Component path of the noisy gradient sums."""
+
+GRADIENTS_AND_CLIP_NORM = "train/{gradients,clip_norm}"
+"""Component paths of gradient sums and of the clip norm's adaptation, which come from one sample and are one event."""
+
+CLIPPINGS = ("flat", "per_layer", "auto_s", "auto_v", "adaptive")
+"""Ways to clip, by name; `DpSgdPlan.clipping` says what they do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +40,14 @@ class DpSgdPlan:
       batch_size: expected number of examples a step; the sum of clipped gradients is divided by it, never by the
         number that was drawn.
       steps: number of updates, each one release.
-      clip_norm: C.
+      clip_norm: C; where it adapts, the first one.
       noise_multiplier: standard deviation of the noise on the sum, over C. Zero makes the run non-private.
       delta: at which ε is stated.
       neighbouring_relation: under which ε is stated.
+      clipping: "flat": an example contributes a gradient of norm at most C. "per_layer": at most C/√L to each of L layers.
+        "auto_s", "auto_v": of norm C, whatever it was (see `clipping`). "adaptive": as flat, and C follows the median of the
+        norms by a release of its own (see `adaptive`).
+      unit: of privacy, in words; where it is not one example, num_examples and batch_size count units.
     """
 
     num_examples: int
@@ -45,6 +57,8 @@ class DpSgdPlan:
     noise_multiplier: float
     delta: float
     neighbouring_relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE
+    clipping: str = "flat"
+    unit: str = "example"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neighbouring_relation", as_relation(self.neighbouring_relation))
@@ -61,6 +75,8 @@ class DpSgdPlan:
             raise PlanError(f"noise_multiplier must be a finite number ≥ 0; got {self.noise_multiplier!r}")
         if not self.clip_norm >= MIN_CLIP_NORM or (self.private and math.isinf(self.clip_norm)):
             raise PlanError(f"clip_norm must be a finite number of at least {MIN_CLIP_NORM:g}; got {self.clip_norm!r}")
+        if self.clipping not in CLIPPINGS:
+            raise PlanError(f"clipping must be one of {', '.join(CLIPPINGS)}; got {self.clipping!r}")
         check_delta(self.delta)
 
     @property
@@ -75,13 +91,31 @@ class DpSgdPlan:
 
     @property
     def noise_stddev(self) -> float:
-        """Of the noise on the sum of clipped gradients."""
-        return self.noise_multiplier * self.clip_norm if self.private else 0.0
+        """Of the noise on the sum of clipped gradients; where C adapts, over C."""
+        if not self.private:
+            return 0.0
+        return self.noise_multiplier * (1.0 if self.adaptive else self.clip_norm)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the clip norm changes."""
+        return self.private and self.clipping == "adaptive"
+
+    @property
+    def path(self) -> str:
+        """Of the components that a step is charged to."""
+        return GRADIENTS_AND_CLIP_NORM if self.adaptive else GRADIENTS
 
     @property
     def event(self) -> DpEvent:
         """What one step releases, as the sampler that runs it describes it."""
-        return self.sampler.event(GaussianDpEvent(self.noise_multiplier)) if self.private else NonPrivateDpEvent()
+        if not self.private:
+            return NonPrivateDpEvent()
+        gradients = GaussianDpEvent(self.noise_multiplier)
+        if not self.adaptive:
+            return self.sampler.event(gradients)
+        count = GaussianDpEvent(adaptive.noise_multiplier(self.batch_size))
+        return self.sampler.event(ComposedDpEvent((gradients, count)))
 
     def epsilon(self, steps: int | None = None) -> float:
         """Upper bound of ε after `steps` (default: all) steps, infinite if not private."""
@@ -112,6 +146,8 @@ def plan_dpsgd(
     noise_multiplier: float | None = None,
     delta: float | None = None,
     neighbouring_relation: str | NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE,
+    clipping: str = "flat",
+    unit: str = "example",
 ) -> DpSgdPlan:
     """Plans a run from either a target ε, for which the noise is calibrated, or a noise multiplier; never from both.
 
@@ -121,6 +157,7 @@ def plan_dpsgd(
       noise_multiplier: > 0.
       delta: default `default_delta(num_examples)`.
       neighbouring_relation: add_or_remove_one, zero_out or replace_one.
+      clipping, unit: see `DpSgdPlan`.
 
     Raises:
       PlanError: an argument is out of its domain, or no noise meets the target.
@@ -135,6 +172,8 @@ def plan_dpsgd(
         noise_multiplier=1.0 if noise_multiplier is None else noise_multiplier,
         delta=default_delta(num_examples) if delta is None else delta,
         neighbouring_relation=as_relation(neighbouring_relation),
+        clipping=clipping,
+        unit=unit,
     )
     if not plan.private:
         raise PlanError(
@@ -155,7 +194,9 @@ def plan_dpsgd(
     return plan
 
 
-def non_private_plan(*, num_examples: int, batch_size: int, steps: int, delta: float | None = None) -> DpSgdPlan:
+def non_private_plan(
+    *, num_examples: int, batch_size: int, steps: int, delta: float | None = None, unit: str = "example"
+) -> DpSgdPlan:
     """The same sampling and steps with neither clipping nor noise: the baseline, with ε = ∞."""
     return DpSgdPlan(
         num_examples=num_examples,
@@ -164,6 +205,7 @@ def non_private_plan(*, num_examples: int, batch_size: int, steps: int, delta: f
         clip_norm=math.inf,
         noise_multiplier=0.0,
         delta=default_delta(num_examples) if delta is None else delta,
+        unit=unit,
     )
 
 

@@ -34,6 +34,8 @@ from marauder_dp.progress import ProgressLine
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.training import ChunkReport, Outcome, Program, train
 
+PyTree = Any
+
 _EVALUATIONS = 20  # of the test accuracy, over a run
 
 
@@ -44,6 +46,7 @@ class Job:
     Attributes:
       settings: resolved flags; a resumption must repeat them.
       dataset: private training and held-out test examples.
+      data: pytree of arrays (plan.num_examples, ...), a row of which the loss takes: training examples, or units of them.
       model: whose parameters are trained.
       sgd: plan, loss and optimizer.
       program: `sgd`, compiled.
@@ -54,6 +57,7 @@ class Job:
 
     settings: Mapping[str, Any]
     dataset: Dataset
+    data: PyTree
     model: nn.Module
     sgd: DpSgd
     program: Program
@@ -61,10 +65,13 @@ class Job:
     epsilon_ceiling: float
     reproducible_seed: int | None = None
 
-    @property
-    def data(self) -> tuple[Any, Any]:
-        """Training examples on the device."""
-        return jnp.asarray(self.dataset.train_x), jnp.asarray(self.dataset.train_y)
+    def fingerprint(self) -> str:
+        """SHA-256 of the training data. Private (it confirms a guess of the whole data): keep it out of reports."""
+        digest = hashlib.sha256()
+        for array in map(np.asarray, jax.tree.leaves(self.data)):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +110,9 @@ def run(
     plan = job.sgd.plan
     check_same_settings(directory, job.settings)  # for a message in terms of flags; the keys' binding is what counts
     public = public_header(plan, reproducible_noise=job.reproducible_seed is not None)
-    with Ledger(directory.ledger, neighbouring_relation=plan.neighbouring_relation, public=public) as ledger:
+    with Ledger(
+        directory.ledger, neighbouring_relation=plan.neighbouring_relation, unit=plan.unit, public=public
+    ) as ledger:
         if ledger.recovered:
             say(f"recovered the ledger: dropped a torn last line of {len(ledger.recovered)} bytes, left by a crash")
         paid = _paid(ledger.contents, plan)
@@ -129,7 +138,7 @@ def run(
                     job.program,
                     state,
                     keys,
-                    job.data,
+                    jax.tree.map(jnp.asarray, job.data),
                     budget=budget,
                     charged=paid,
                     until=after_chunk.next_stop,
@@ -185,6 +194,8 @@ class _Recorder:
         for name in ("loss", "clipped", "non_finite"):
             log(step, "train", name, float(getattr(chunk.metrics, name)) / drawn, private=True)
         log(step, "train", "epsilon", finite_or_text(chunk.epsilon), private=False)
+        if self._job.sgd.plan.adaptive:  # paid for as a component of its own
+            log(step, "train", "clip_norm", float(state.clip_norm), private=False)
         if step % self._evaluate_every == 0:
             data = self._job.dataset
             log(step, "test", "accuracy", accuracy(self._job.model, state.params, data.test_x, data.test_y), private=False)
@@ -217,8 +228,8 @@ def _paid(ledger: LedgerContents, plan: DpSgdPlan) -> int:
     Raises:
       IntegrityError: something else was charged under their name.
     """
-    charges = [charge for charge in ledger.charges if charge.path == GRADIENTS]
-    if any(charge.event != plan.event for charge in charges):
+    charges = [charge for charge in ledger.charges if GRADIENTS in charge.parts]
+    if any((charge.path, charge.event) != (plan.path, plan.event) for charge in charges):
         raise IntegrityError(f"the ledger charges {GRADIENTS} with events that are not this plan's; use another --workdir")
     return sum(charge.count for charge in charges)
 
@@ -230,7 +241,7 @@ def _keys(job: Job, directory: RunDirectory, paid: int) -> Keys:
       IntegrityError: updates are paid but their keys are gone, or the keys were drawn for other data or another program.
     """
     begun_with = {
-        "data": job.dataset.fingerprint(),
+        "data": job.fingerprint(),
         "program": job.program.digest,
         "initial parameters": hashlib.sha256(
             b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(job.initial))

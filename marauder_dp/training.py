@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from accountants.budget import Budget
 from marauder_dp.dpsgd import DpSgd, Keys, PrivateMetrics, TrainState
 from marauder_dp.errors import IntegrityError, PlanError
-from marauder_dp.plan import GRADIENTS
 
 PyTree = Any
 
@@ -192,7 +191,7 @@ def train(
             if n <= 0:
                 outcome = Outcome.CEILING
                 break
-            budget.charge(GRADIENTS, event, n)
+            budget.charge(sgd.plan.path, event, n)
             charged += n
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(program.run(state, keys, data, jnp.asarray(n, jnp.int32)))

@@ -69,19 +69,36 @@ def group_by_unit(data: PyTree, unit_ids: Any, *, limit: int, seed: int = 0) -> 
     return Units(jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], data), present)
 
 
-def loss_of_unit(loss_fn: LossFn) -> LossFn:
+def loss_of_unit(loss_fn: LossFn, *, keyed: bool = False) -> LossFn:
     """The mean loss of a unit's examples, as a loss of one row of `Units`.
 
     Args:
       loss_fn: (params, one example) → scalar.
+      keyed: whether `loss_fn` takes (one example, key) instead, and the result (one row, key), as `DpSgd` gives it.
     """
 
-    def loss(params: PyTree, unit: tuple[PyTree, jax.Array]) -> jax.Array:
-        examples, present = unit
+    def loss(params: PyTree, unit: Any) -> jax.Array:
+        if keyed:
+            (examples, present), key = unit
+            examples = examples, jax.random.split(key, len(present))
+        else:
+            examples, present = unit
         losses = jax.vmap(loss_fn, (None, 0))(params, examples)
         return jnp.sum(jnp.where(present, losses, 0)) / jnp.maximum(jnp.sum(present), 1).astype(losses.dtype)
 
     return loss
+
+
+def read_ids(path: str) -> np.ndarray:
+    """Unit ids from a .npy file.
+
+    Raises:
+      DatasetError: it can't be read as one.
+    """
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"can't read {path} as a .npy file with a unit id for each training example: {error}") from error
 
 
 def _generator(seed: int, unit: Any) -> np.random.Generator:

@@ -27,6 +27,28 @@ def test_columns_are_what_they_say():
     assert result.rdp_at_order + result.conversion_term == pytest.approx(result.epsilon)
 
 
+def test_components_that_share_an_event_are_told_apart():
+    sampled = lambda event: acc.PoissonSampledDpEvent(0.05, event)
+    parts = acc.GaussianDpEvent(2.0), acc.GaussianDpEvent(6.0), acc.GaussianDpEvent(9.0)
+    charges = [Charge("train/{sum,count,max}", sampled(acc.ComposedDpEvent(parts)), 300), Charge("train/max", parts[2], 1)]
+    result = acc.break_down(charges, 1e-5, accountant="rdp")
+    assert [(c.path, c.events) for c in result.components] == [("train/sum", 300), ("train/count", 300), ("train/max", 301)]
+    epsilon = lambda *events: acc.RdpAccountant().compose(acc.ComposedDpEvent(events)).get_epsilon(1e-5)
+    many = lambda event: acc.SelfComposedDpEvent(sampled(event), 300)
+    biggest, _, last = result.components
+    assert biggest.epsilon_alone == pytest.approx(epsilon(many(parts[0])))
+    assert biggest.epsilon_if_removed == pytest.approx(epsilon(many(acc.ComposedDpEvent(parts[1:])), parts[2]))
+    assert last.epsilon_if_removed == pytest.approx(epsilon(many(acc.ComposedDpEvent(parts[:2]))))
+    assert sum(c.share for c in result.components) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("path", ["a/{b,c}", "{b,c,d}"])
+@pytest.mark.parametrize("event", [acc.GaussianDpEvent(1.0), acc.ComposedDpEvent((acc.GaussianDpEvent(1.0),) * 4)])
+def test_a_shared_path_needs_an_event_with_as_many_parts(path, event):
+    with pytest.raises(acc.InvalidEventError, match="components"):
+        Charge(path, event, 1)
+
+
 CHARGES = st.lists(
     st.builds(
         Charge,

@@ -74,6 +74,42 @@ def test_a_ceiling_stops_before_it_is_passed_with_its_own_exit_code(cli, tmp_pat
     assert read_ledger(tmp_path / "ledger.jsonl").count(GRADIENTS) < 30
 
 
+def test_ways_to_clip_augment_and_protect_more_than_an_example(cli, tmp_path):
+    ids = tmp_path / "ids.npy"
+    np.save(ids, np.arange(1437) // 5)
+    unit = (f"--unit={ids}", "--examples_per_unit=4", "--batch_size=64", "--augmentations=2", "--model=mlp")
+    code, out, _ = cli(f"--workdir={tmp_path}/run", "--clipping=adaptive", *unit, *QUICK)
+    assert code == 0
+    for word in ("unit of up to 4 examples, 288 of them", "follows their median", "2 copies", "from inner products"):
+        assert word in out, word
+    statement = (tmp_path / "run" / "privacy.md").read_text()
+    assert "differential privacy for one unit of up to 4 examples" in statement
+    assert "of one sample" in statement
+    ledger = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    assert ledger.count(GRADIENTS) == ledger.count("train/clip_norm") == 30
+    assert ledger.public["num_examples"] == 288
+    assert accountants_main(["verify", f"{tmp_path}/run/privacy.json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--clipping=ghost",), "flat, per_layer"),
+        (("--private=false", "--clipping=flat"), "--clipping means nothing"),
+        (("--unit=ids.npy",), "go together"),
+        (("--unit=no_such.npy", "--examples_per_unit=2"), "unit id for each training example"),
+        (("--unit={short}", "--examples_per_unit=2"), "1,437 training|unit ids"),
+        (("--dataset=adult", "--augmentations=2"), "images|adult"),
+    ],
+)
+def test_bad_clipping_units_and_augmentations_say_what_to_do(cli, tmp_path, flags, message):
+    np.save(tmp_path / "short.npy", np.arange(3))
+    code, _, err = cli(f"--workdir={tmp_path}/run", *(flag.format(short=tmp_path / "short.npy") for flag in flags))
+    assert code == 2
+    assert re.search(message, err)
+    assert "Traceback" not in err
+
+
 def test_the_non_private_baseline_says_so(cli, tmp_path):
     code, out, _ = cli(f"--workdir={tmp_path}", "--private=false", "--steps=300", "--reproducible_noise")
     assert code == 0

@@ -37,7 +37,8 @@ def job():
     state = sgd.init(params)
     data = (jnp.asarray(dataset.train_x), jnp.asarray(dataset.train_y))
     program = compile_program(sgd, state, secrets.fresh_keys(), data)
-    return session.Job({"steps": 40, "clip_norm": 1.0}, dataset, model, sgd, program, state, math.inf, reproducible_seed=3)
+    settings = {"steps": 40, "clip_norm": 1.0}
+    return session.Job(settings, dataset, data, model, sgd, program, state, math.inf, reproducible_seed=3)
 
 
 def run(job, path, **kwargs):
@@ -103,6 +104,25 @@ def test_fresh_keys_differ_and_reproducible_ones_do_not():
     assert words(secrets.reproducible_keys(1)) == words(secrets.reproducible_keys(1)) != words(secrets.reproducible_keys(2))
 
 
+def test_an_adaptive_clip_norm_is_resumed_and_released_as_paid(job, tmp_path):
+    sgd = dataclasses.replace(job.sgd, plan=dataclasses.replace(job.sgd.plan, clipping="adaptive"))
+    initial = sgd.init(job.initial.params)
+    program = compile_program(sgd, initial, secrets.fresh_keys(), job.data)
+    job = dataclasses.replace(job, sgd=sgd, program=dataclasses.replace(program, update_seconds=0.1), initial=initial)
+    run(job, tmp_path / "whole")
+    assert run(job, tmp_path / "parts", should_stop=stop_after(2)).outcome is Outcome.INTERRUPTED
+    result = run(job, tmp_path / "parts")
+    whole, parts = final_state(job, tmp_path / "whole"), final_state(job, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert float(whole.clip_norm) != 1.0
+    assert [c.path for c in result.breakdown.components] == ["train/gradients", "train/clip_norm"]
+    assert report.verify(tmp_path / "parts" / "privacy.json", result.head)["ok"]
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["private"] for row in rows if row["name"] == "clip_norm"]
+    assert not any(row["private"] for row in rows if row["name"] == "clip_norm")
+    assert "median of gradient norms" in (tmp_path / "parts" / "privacy.md").read_text()
+
+
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 def test_resumed_is_uninterrupted_bit_for_bit(job, tmp_path, chunks):
     run(job, tmp_path / "whole")
@@ -162,9 +182,10 @@ def test_changed_settings_are_named(job, tmp_path):
 
 def test_changed_data_are_refused(job, tmp_path):
     run(job, tmp_path)
-    other = dataclasses.replace(job.dataset, train_x=job.dataset.train_x + 1)
-    with pytest.raises(IntegrityError, match="the data are not what"):
-        run(dataclasses.replace(job, dataset=other), tmp_path)
+    x, y = job.data
+    for other in ((x.at[50, 3].add(1e-3), y), (x, y.at[7].set((y[7] + 1) % 3))):
+        with pytest.raises(IntegrityError, match="the data are not what"):
+            run(dataclasses.replace(job, data=other), tmp_path)
 
 
 @pytest.mark.parametrize("lost", ["config.json", "checkpoints"])
