@@ -134,7 +134,7 @@ def analyse(
     conversions.check_name(conversion)
     alpha = np.asarray(check_orders(DEFAULT_ORDERS if orders is None else orders))
     values = check_values(votes, threshold, sigma_threshold, student)
-    weights = _answer_weights(votes, threshold, sigma_threshold, values, answered)
+    weights = answer_weights(votes, threshold, sigma_threshold, values, answered)
 
     plurality = {"gaussian": rdp.gnmax, "laplace": rdp.lnmax}[noise]
     argmax = plurality(votes.distinct, sigma_votes, alpha, both=both_directions)
@@ -208,7 +208,7 @@ def check_values(votes: Votes, threshold: float | None, sigma_threshold: float |
     return np.asarray((votes.counts - votes.teachers * p.astype(np.float64)).max(axis=1))
 
 
-def _answer_weights(
+def answer_weights(
     votes: Votes, threshold: float | None, sigma_threshold: float | None, values: Array, answered: Any
 ) -> Array:
     """How much of each plurality is charged: 1 or 0, or the probability of an answer. (N,)."""

@@ -1,6 +1,6 @@
 r"""How likely each mechanism is to answer anything but its likely outcome, in natural logarithms.
 
-Votes are sorted in descending order, so the first is the plurality's, n*; Δ_j = n* − n_j ≥ 0.
+The first of a histogram is the plurality's count, n*; Δ_j = n* − n_j ≥ 0.
 
 * GNMax, noise N(0, σ²) on each count: P[j beats the plurality] = Φc(Δ_j/(√2 σ)), since the difference of two noises has the
   standard deviation √2 σ. The union bound q̃ = Σ_j Φc(Δ_j/(√2 σ)), at most 1 − 1/m (Papernot et al. 2018, Proposition 7).
@@ -10,7 +10,8 @@ Votes are sorted in descending order, so the first is the plurality's, n*; Δ_j 
   the complement of a tail that rounds to 1 is lost.
 
 `worst=True` gives the largest of the same over all neighbours, one vote moved. All terms above are convex in the gap Δ ≥ 0, so where
-Δ₂ ≥ 2 the worst move is from the plurality to its strongest rival; where Δ₂ < 2 a tie is in reach and the cap is taken.
+Δ₂ ≥ 2 the worst move is from the plurality to its strongest rival, which has to come second; where Δ₂ < 2 a tie is in reach and
+the cap is taken.
 
 Logarithms, because q̃ is e^{−Δ²/4σ²} or so, which underflows for well-trained ensembles.
 """
@@ -26,13 +27,13 @@ Array = NDArray[np.float64]
 
 
 def log_q_gnmax(histograms: Any, sigma: float, *, worst: bool = False) -> Array:
-    """log q̃ of GNMax. `histograms` (…, m), each sorted in descending order; `sigma` > 0 in votes. Returns (…)."""
+    """log q̃ of GNMax. `histograms` (…, m), the plurality first; `sigma` > 0 in votes. Returns (…)."""
     gaps, tie = _gaps(histograms, worst)
     return _capped_union(log_ndtr(-gaps / (math.sqrt(2) * sigma)), tie)
 
 
 def log_q_lnmax(histograms: Any, scale: float, *, worst: bool = False) -> Array:
-    """log q̃ of LNMax. `histograms` (…, m), each sorted in descending order; `scale` > 0 in votes. Returns (…)."""
+    """log q̃ of LNMax. `histograms` (…, m), the plurality first; `scale` > 0 in votes. Returns (…)."""
     gaps, tie = _gaps(histograms, worst)
     gaps = gaps / scale
     return _capped_union(np.log((2 + gaps) / 4) - gaps, tie)
