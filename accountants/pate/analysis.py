@@ -7,7 +7,8 @@ A query passes a noisy threshold check, if there is one, and is then answered by
 * `answered` unknown: each plurality counts times the probability that the check lets it through. That is the *expected* Rényi
   divergence (as Papernot et al. 2018 report it), a plan and not a guarantee of any one run.
 
-**Data-dependent figures are private**: they are functions of the votes. Publish data-independent ones, or sanitised ones (`smooth`).
+**Data-dependent figures are private**: they are functions of the votes. Publish data-independent ones, or sanitised ones
+(`smooth`).
 """
 
 import dataclasses
@@ -59,8 +60,8 @@ class Analysis:
     Attributes:
       data_dependent: for these votes. Private: not to be published.
       data_independent: for any votes, with the same answers.
-      epsilon_exact_data_independent: the same without Rényi's loss: Gaussian mechanisms compose to μ-GDP exactly, so ε is that of
-        one Gaussian. None for Laplace noise.
+      epsilon_exact_data_independent: the same without Rényi's loss: Gaussian mechanisms compose to μ-GDP exactly, so ε is
+        that of one Gaussian. None for Laplace noise.
       expected: whether answers were unknown and costs are expectations.
       answered: how many were answered, or are expected to be.
       delta: of every ε here.
@@ -158,7 +159,9 @@ def analyse(
         delta,
         conversion,
     )
-    cumulative_independent = _cumulative(alpha, lambda i: check_one + weights[i, None] * argmax_one, len(votes), delta, conversion)
+    cumulative_independent = _cumulative(
+        alpha, lambda i: check_one + weights[i, None] * argmax_one, len(votes), delta, conversion
+    )
     return Analysis(
         data_dependent=dependent,
         data_independent=_split(alpha, *independent, delta, conversion),
@@ -208,9 +211,7 @@ def check_values(votes: Votes, threshold: float | None, sigma_threshold: float |
     return np.asarray((votes.counts - votes.teachers * p.astype(np.float64)).max(axis=1))
 
 
-def answer_weights(
-    votes: Votes, threshold: float | None, sigma_threshold: float | None, values: Array, answered: Any
-) -> Array:
+def answer_weights(votes: Votes, threshold: float | None, sigma_threshold: float | None, values: Array, answered: Any) -> Array:
     """How much of each plurality is charged: 1 or 0, or the probability of an answer. (N,)."""
     if answered is not None:
         given = np.asarray(answered)
@@ -234,8 +235,8 @@ def _split(alpha: Array, check: Array, argmax: Array, delta: float, conversion: 
 def _cumulative(alpha: Array, costs: Any, queries: int, delta: float, conversion: str, block: int = 4096) -> Array:
     """ε after each query. `costs(i)` gives the divergences (len(i), k) of queries i.
 
-    The order is chosen by a plain formula and the conversion that was asked for is done there and at its neighbours: every order
-    gives a valid bound.
+    The order is chosen by a plain formula and the conversion that was asked for is done there and at its neighbours: every
+    order gives a valid bound.
     """
     result = np.empty(queries)
     total = np.zeros(len(alpha))

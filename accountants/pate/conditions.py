@@ -11,7 +11,8 @@ theorem's conditions end). One vote moved takes q̃ to between
 * C6: β(B_U(q)) − β(q) is non-decreasing on (0, q₁).
 
 They are checked on a grid of log q from the least q̃ that K teachers can reach, one move below unanimity, up to q₀ or q₁, dense
-near the upper end, where C6 fails first: a numerical check, as the paper's is. Both depend on (σ, α, m, K) alone, never on votes. C6 fails at high orders.
+near the upper end, where C6 fails first: a numerical check, as the paper's is. Both depend on (σ, α, m, K) alone, never on
+votes. C6 fails at high orders.
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ class GnmaxBound:
         return _moved(log_q, self.sigma, self.classes, -1)
 
     def local_sensitivity(self, log_q: Any) -> Array:
-        """How far one vote can take β from β(q), at most (Algorithm 3, Proposition 13): its bound between q₁ and q₀ is that at q₁."""
+        """How far one vote can take β from β(q), at most (Algorithm 3, Proposition 13). Between q₁ and q₀ that at q₁ counts."""
         log_q = np.asarray(log_q, np.float64)
         at = np.where((log_q >= self.log_q1) & (log_q <= self.log_q0), self.log_q1, log_q)
         here = self.beta(at)

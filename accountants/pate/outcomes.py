@@ -4,14 +4,14 @@ The first of a histogram is the plurality's count, n*; Δ_j = n* − n_j ≥ 0.
 
 * GNMax, noise N(0, σ²) on each count: P[j beats the plurality] = Φc(Δ_j/(√2 σ)), since the difference of two noises has the
   standard deviation √2 σ. The union bound q̃ = Σ_j Φc(Δ_j/(√2 σ)), at most 1 − 1/m (Papernot et al. 2018, Proposition 7).
-* LNMax, Laplace noise of scale b on each count: P[j beats the plurality] = (2 + Δ_j/b) e^{−Δ_j/b}/4 (Papernot et al. 2017, Lemma 4),
-  and the same union bound.
+* LNMax, Laplace noise of scale b on each count: P[j beats the plurality] = (2 + Δ_j/b) e^{−Δ_j/b}/4 (Papernot et al. 2017,
+  Lemma 4), and the same union bound.
 * Threshold, noise N(0, σ₁²) on one number v: answered with probability Φ((v − T)/σ₁). Both tails are computed on their own, as
   the complement of a tail that rounds to 1 is lost.
 
-`worst=True` gives the largest of the same over all neighbours, one vote moved. All terms above are convex in the gap Δ ≥ 0, so where
-Δ₂ ≥ 2 the worst move is from the plurality to its strongest rival, which has to come second; where Δ₂ < 2 a tie is in reach and
-the cap is taken.
+`worst=True` gives the largest of the same over all neighbours, one vote moved. All terms above are convex in the gap Δ ≥ 0,
+so where Δ₂ ≥ 2 the worst move is from the plurality to its strongest rival, which has to come second; where Δ₂ < 2 a tie is
+in reach and the cap is taken.
 
 Logarithms, because q̃ is e^{−Δ²/4σ²} or so, which underflows for well-trained ensembles.
 """

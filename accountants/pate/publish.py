@@ -1,15 +1,18 @@
-r"""A data-dependent ε that may be published: noise in proportion to its smooth sensitivity (GNSS, Papernot et al. 2018, Theorem 23).
+r"""A data-dependent ε that may be published: noise in proportion to its smooth sensitivity (GNSS).
+
+Source: Papernot et al. 2018, Theorem 23.
 
 At one order α the divergence ρ of a run is released as ρ + SS_β · σ_ss · N(0, 1), which itself costs
 
     α e^{2β}/σ_ss² + (βα − ½ log(1 − 2αβ))/(α − 1)      for 1 < α < 1/(2β).
 
-α, β and σ_ss have to be chosen without sight of the votes. The defaults are: β = 0.4/α; σ_ss such that the first term above is an eighth
-of the data-independent divergence; α the order at which the data-independent ε of the same run is least, as far as conditions C5 and
-C6 hold. (Published scripts pick all three for the votes at hand, and say that their results are not to be published.)
+α, β and σ_ss have to be chosen without sight of the votes. The defaults are: β = 0.4/α; σ_ss such that the first term above
+is an eighth of the data-independent divergence; α the order at which the data-independent ε of the same run is least, as far
+as conditions C5 and C6 hold. (Published scripts pick all three for the votes at hand, and say that their results are not to
+be published.)
 
-A released draw is unbiased, not an upper bound: half of all draws lie below the true figure. It speaks of the divergence of these
-votes' outputs from a neighbour's, the direction that Theorem 6 bounds (see `rdp`).
+A released draw is unbiased, not an upper bound: half of all draws lie below the true figure. It speaks of the divergence of
+these votes' outputs from a neighbour's, the direction that Theorem 6 bounds (see `rdp`).
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ from accountants.orders import DEFAULT_ORDERS, check_orders
 from accountants.pate import rdp
 from accountants.pate.analysis import answer_weights, check_values
 from accountants.pate.conditions import GnmaxBound
+from accountants.pate.outcomes import log_q_gnmax
 from accountants.pate.smooth import gnmax_local_sensitivities, smooth_sensitivity, threshold_local_sensitivities
 from accountants.pate.votes import Votes
 
@@ -99,8 +103,8 @@ def sanitise(
       order: α, by default chosen from data-independent figures.
       beta: smoothness, below 1/(2α); by default 0.4/α.
       sigma_ss: noise in units of the smooth sensitivity; default as in the module's description.
-      chosen_without_votes: whoever gives order, beta or sigma_ss declares that the votes had no part in the choice; otherwise the
-        result is not publishable.
+      chosen_without_votes: whoever gives order, beta or sigma_ss declares that the votes had no part in the choice; otherwise
+        the result is not publishable.
 
     Raises:
       NotPublishableError: condition C5 or C6 fails at the order; the message names one at which both hold.
@@ -129,7 +133,7 @@ def sanitise(
 
     argmax_weights = np.bincount(votes.inverse, weights, minlength=len(votes.distinct))
     used = np.flatnonzero(argmax_weights)
-    divergence = float(argmax_weights @ bound.beta(rdp.log_q_gnmax(votes.distinct, sigma_votes)))
+    divergence = float(argmax_weights @ bound.beta(log_q_gnmax(votes.distinct, sigma_votes)))
     curves = [(gnmax_local_sensitivities(votes.distinct[used], bound), argmax_weights[used])]
     most = bound.plateau * float(weights.sum())
     if threshold is not None and sigma_threshold is not None:
@@ -142,7 +146,10 @@ def sanitise(
             )
         )
         most += len(votes) * float(rdp.threshold_independent(sigma_threshold, order))
-    sums = (math.fsum(float(w @ part) for part, (_, w) in zip(parts, curves, strict=True)) for parts in zip(*(c for c, _ in curves), strict=True))
+    sums = (
+        math.fsum(float(w @ part) for part, (_, w) in zip(parts, curves, strict=True))
+        for parts in zip(*(c for c, _ in curves), strict=True)
+    )
     smooth, distance = smooth_sensitivity(sums, most, beta, votes.teachers)
     return Sanitised(
         order=order,

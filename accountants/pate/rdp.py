@@ -1,24 +1,25 @@
 r"""Rényi divergences of PATE's mechanisms, for the votes at hand and for any.
 
-**Data-independent.** GNMax: one vote moved changes two counts by 1, so D_α ≤ α/σ². Threshold: the largest count changes by at most
-1, so D_α ≤ α/(2σ₁²). LNMax: two Laplace mechanisms of sensitivity 1.
+**Data-independent.** GNMax: one vote moved changes two counts by 1, so D_α ≤ α/σ². Threshold: the largest count changes by at
+most 1, so D_α ≤ α/(2σ₁²). LNMax: two Laplace mechanisms of sensitivity 1.
 
-**Data-dependent** (Papernot et al. 2018, Theorem 6). If M is (μ₁, ε₁)- and (μ₂, ε₂)-RDP, M(D) ≠ i* has probability at most q, α ≤ μ₁ and
-q ≤ e^{(μ₂−1)ε₂}/(μ₁/(μ₁−1) · μ₂/(μ₂−1))^{μ₂}, then for every neighbour D′
+**Data-dependent** (Papernot et al. 2018, Theorem 6). If M is (μ₁, ε₁)- and (μ₂, ε₂)-RDP, M(D) ≠ i* has probability at most q,
+α ≤ μ₁ and q ≤ e^{(μ₂−1)ε₂}/(μ₁/(μ₁−1) · μ₂/(μ₂−1))^{μ₂}, then for every neighbour D′
 
     D_α(M(D) ‖ M(D′)) ≤ log((1 − q) A^{α−1} + q B^{α−1})/(α − 1),
     A = (1 − q)/(1 − (q e^{ε₂})^{1−1/μ₂}),   B = e^{ε₁} q^{−1/(μ₁−1)}.
 
-Proposition 10 picks μ₂ = σ √(log 1/q), μ₁ = μ₂ + 1. Where a condition fails the data-independent bound is used, and always the lesser.
+Proposition 10 picks μ₂ = σ √(log 1/q), μ₁ = μ₂ + 1. Where a condition fails the data-independent bound is used, and always
+the lesser.
 
 LNMax is ε-DP with ε = 2/b, and for q ≤ 1/(1 + e^ε) (Papernot et al. 2017, Theorem 3)
 
     D_α(M(D) ‖ M(D′)) ≤ log((1 − q) ((1 − q)/(1 − e^ε q))^{α−1} + q e^{ε(α−1)})/(α − 1).
 
-**Direction.** Both theorems start from the votes that were cast, D, and bound the divergence of M(D) *from* M(D′). The divergence of
-M(D′) from M(D) can be far larger (there are histograms where it is 10^13 times the bound); it is bounded by the same theorem at D′. With
-`both=True` the functions below take the larger of the bounds at D and at its worst neighbour, which holds in either direction.
-Published figures of PATE are of the first kind, the default. Data-independent bounds hold in both.
+**Direction.** Both theorems start from the votes that were cast, D, and bound the divergence of M(D) *from* M(D′). The
+divergence of M(D′) from M(D) can be far larger (there are histograms where it is 10^13 times the bound); it is bounded by the
+same theorem at D′. With `both=True` the functions below take the larger of the bounds at D and at its worst neighbour, which
+holds in either direction. Published figures of PATE are of the first kind, the default. Data-independent bounds hold in both.
 """
 
 import math

@@ -1,20 +1,22 @@
 r"""Smooth sensitivity of the data-dependent Rényi divergence of a run (Papernot et al. 2018, section 3.4 and appendix B).
 
-The local sensitivity at distance d of a query bounds how far one vote can move its divergence, from any histogram within d moved
-votes. One training example may move one vote in every query at once, so the local sensitivities of the queries add up, and
+The local sensitivity at distance d of a query bounds how far one vote can move its divergence, from any histogram within d
+moved votes. One training example may move one vote in every query at once, so the local sensitivities of the queries add up,
+and
 
     SS_β = max_d e^{−βd} Σ_queries LS_d.
 
-**GNMax** (Algorithms 3 to 5). Under C5 and C6 (`conditions`) the local sensitivity as a function of q̃ rises up to q₁, is largest
-between q₁ and q₀, and falls beyond. So LS_d is that of the q̃ nearest to [q₁, q₀] within d moves. From below, the most that d moves do is
-to give d votes of the plurality to its strongest rival; from above, d times a vote of the then strongest rival to the plurality.
-A path never jumps over [q₁, q₀], since q₁ = B_L(q₀). Paths don't depend on the order and need only the vector of counts.
+**GNMax** (Algorithms 3 to 5). Under C5 and C6 (`conditions`) the local sensitivity as a function of q̃ rises up to q₁, is
+largest between q₁ and q₀, and falls beyond. So LS_d is that of the q̃ nearest to [q₁, q₀] within d moves. From below, the
+most that d moves do is to give d votes of the plurality to its strongest rival; from above, d times a vote of the then
+strongest rival to the plurality. A path never jumps over [q₁, q₀], since q₁ = B_L(q₀). Paths don't depend on the order and
+need only the vector of counts.
 
 **Threshold.** The divergence depends on the largest count v alone, which one vote moves by at most 1: LS at v is the larger
 difference to v ± 1, and LS_d its maximum over all v within d.
 
-All distinct histograms go through the recursion together, and a histogram leaves it once it is on the plateau. Distances end where
-e^{−βd} times the most that all queries together can reach is no more than the best so far.
+All distinct histograms go through the recursion together, and a histogram leaves it once it is on the plateau. Distances end
+where e^{−βd} times the most that all queries together can reach is no more than the best so far.
 """
 
 import math
@@ -57,7 +59,8 @@ def gnmax_local_sensitivities(histograms: IntArray, bound: GnmaxBound) -> Iterat
         if len(below):
             here = rising.step()
             inside = here >= bound.log_q1
-            result[below] = np.where(inside, plateau, bound.beta(bound.upper(here)) - bound.beta(here))  # by C6 the larger of both
+            # By C6 the way up is the larger of both.
+            result[below] = np.where(inside, plateau, bound.beta(bound.upper(here)) - bound.beta(here))
             below = below[~inside]
             rising.keep(~inside)
         if len(above):
