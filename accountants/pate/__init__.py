@@ -4,7 +4,7 @@ from accountants.errors import NotPublishableError, VotesError
 from accountants.pate.analysis import Analysis, Split, analyse
 from accountants.pate.conditions import GnmaxBound
 from accountants.pate.outcomes import log_answer, log_q_gnmax, log_q_lnmax
-from accountants.pate.publish import Sanitised, gnss_rdp, sanitise
+from accountants.pate.publish import Sanitised, gnss_rdp, published_gnss_rdp, sanitise
 from accountants.pate.rdp import (
     data_dependent,
     gnmax,
@@ -36,6 +36,7 @@ __all__ = [
     "log_answer",
     "log_q_gnmax",
     "log_q_lnmax",
+    "published_gnss_rdp",
     "read_votes",
     "sanitise",
     "smooth_sensitivity",

@@ -126,6 +126,8 @@ def _checked(counts: Any) -> IntArray:
         raise VotesError("votes must be a rectangular array of whole numbers, one row a query") from None
     if array.dtype.kind not in "iuf":
         raise VotesError(f"votes must be whole numbers; got an array of {array.dtype}")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)  # comparisons below would overflow in half precision
     if array.ndim != 2:
         raise VotesError(f"votes must have two dimensions, queries and classes; got shape {array.shape}")
     if array.shape[0] == 0:
