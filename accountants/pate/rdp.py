@@ -75,8 +75,12 @@ def theorem_6(log_q: Array, sigma: float, alpha: Array) -> tuple[Array, NDArray[
 def log_complement(log_p: Any) -> Array:
     """log(1 − p) from log p ≤ 0, without cancellation at either end."""
     x = np.asarray(log_p, np.float64)
+    near_one = x > -math.log(2)
     with np.errstate(all="ignore"):
-        return np.where(x > -math.log(2), np.log(-np.expm1(x)), np.log1p(-np.exp(x)))
+        result = np.asarray(np.log1p(-np.exp(x)))
+        if near_one.any():
+            result = np.where(near_one, np.log(-np.expm1(x)), result)
+    return result
 
 
 def gnmax(histograms: Any, sigma: float, orders: Any, *, both: bool = False) -> Array:

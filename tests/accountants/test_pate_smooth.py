@@ -8,6 +8,7 @@ import pytest
 from scipy.special import logsumexp
 
 from accountants import pate
+from benchmarks.pate_accounting import loop_local_sensitivities, synthetic
 from tests.accountants.pate_references import neighbours, within
 
 RUN = {"threshold": 200.0, "sigma_threshold": 150.0, "sigma_votes": 40.0, "delta": 1e-5}
@@ -151,3 +152,12 @@ def test_published_sanitised_epsilon(mnist_votes):
     assert result.mean == pytest.approx(2.516, abs=5e-4)
     assert result.standard_deviation == pytest.approx(0.385, abs=5e-4)
     assert not result.publishable
+
+
+def test_agrees_with_a_plain_loop():
+    """The benchmark's reference: one query, one vote at a time."""
+    votes = synthetic(60, 40, 6)
+    bound = pate.GnmaxBound.of(5.0, 5.0, 6)
+    ours = take(pate.gnmax_local_sensitivities(votes.distinct, bound), 41)
+    theirs = [loop_local_sensitivities(h, bound, 40) for h in votes.distinct.tolist()]
+    assert pytest.approx(np.array(theirs), rel=1e-8, abs=1e-15) == ours.T
