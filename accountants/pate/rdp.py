@@ -17,7 +17,7 @@ LNMax is ε-DP with ε = 2/b, and for q ≤ 1/(1 + e^ε) (Papernot et al. 2017, 
     D_α(M(D) ‖ M(D′)) ≤ log((1 − q) ((1 − q)/(1 − e^ε q))^{α−1} + q e^{ε(α−1)})/(α − 1).
 
 **Direction.** Both theorems start from the votes that were cast, D, and bound the divergence of M(D) *from* M(D′). The
-divergence of M(D′) from M(D) can be far larger (there are histograms where it is 10^13 times the bound); it is bounded by the
+divergence of M(D′) from M(D) can be far larger (there are histograms where it is 10^12 times the bound); it is bounded by the
 same theorem at D′. With `both=True` the functions below take the larger of the bounds at D and at its worst neighbour, which
 holds in either direction. Published figures of PATE are of the first kind, the default. Data-independent bounds hold in both.
 """
