@@ -18,6 +18,7 @@ from accountants.breakdown import finite_or_text
 from accountants.chain import read_ledger
 from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
+from accountants.pate import command as votes_command
 from accountants.pld import DEFAULT_RTOL
 from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
@@ -195,6 +196,10 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if result["ok"] else INTEGRITY_FAILURE
 
 
+def _votes(args: argparse.Namespace) -> int:
+    return _show(args, *votes_command.run(args))
+
+
 def _show(args: argparse.Namespace, result: dict[str, Any], text: str) -> int:
     print(json.dumps(result) if args.json else text)
     return 0
@@ -265,6 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
     verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
+
+    votes_command.add_arguments(command("votes", _votes, "The cost of PATE's recorded votes, by component."))
     return parser
 
 

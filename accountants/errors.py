@@ -34,3 +34,11 @@ class LedgerError(AccountingError):
     def __init__(self, message: str, line: int | None = None):
         super().__init__(message)
         self.line = line
+
+
+class VotesError(AccountingError):
+    """Recorded votes, or what goes with them, are not what they have to be (the message says which and where)."""
+
+
+class NotPublishableError(AccountingError):
+    """A data-dependent ε can't be sanitised with these parameters. The message says what would work."""

@@ -110,9 +110,7 @@ def run(
     plan = job.sgd.plan
     check_same_settings(directory, job.settings)  # for a message in terms of flags; the keys' binding is what counts
     public = public_header(plan, reproducible_noise=job.reproducible_seed is not None)
-    with Ledger(
-        directory.ledger, neighbouring_relation=plan.neighbouring_relation, unit=plan.unit, public=public
-    ) as ledger:
+    with Ledger(directory.ledger, neighbouring_relation=plan.neighbouring_relation, unit=plan.unit, public=public) as ledger:
         if ledger.recovered:
             say(f"recovered the ledger: dropped a torn last line of {len(ledger.recovered)} bytes, left by a crash")
         paid = _paid(ledger.contents, plan)

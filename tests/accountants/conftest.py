@@ -1,6 +1,11 @@
-"""Reference values by high-precision arithmetic."""
+"""Reference values by high-precision arithmetic, and recorded votes."""
+
+from pathlib import Path
 
 import mpmath as mp
+import pytest
+
+from accountants.pate import Votes, read_votes
 
 
 def exact_sampled_gaussian(order: float, sigma: float, q: float) -> mp.mpf:
@@ -28,3 +33,17 @@ def exact_laplace(order: float, scale: float, q: float = 1.0) -> mp.mpf:
             mp.quad(lambda x: p(x) ** a * r(x) ** (1 - a), cuts, maxdegree=9) for p, r in ((mixture, base), (base, mixture))
         ]
         return mp.log(max(both)) / (a - 1)
+
+
+@pytest.fixture(scope="session")
+def mnist_votes_file(data_dir: str) -> Path:
+    """Recorded votes of 250 MNIST teachers, 9,000 queries."""
+    path = Path(data_dir) / "pate" / "mnist_250_teachers.npy"
+    if not path.is_file():
+        pytest.skip(f"no recorded votes: {path} is missing")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mnist_votes(mnist_votes_file: Path) -> Votes:
+    return read_votes(mnist_votes_file)

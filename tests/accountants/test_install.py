@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_imports_only_numpy_scipy_and_the_standard_library():
     allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "accountants"}
-    for path in (ROOT / "accountants").glob("*.py"):
+    for path in (ROOT / "accountants").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
@@ -61,3 +61,4 @@ def test_installs_and_runs_alone_in_a_clean_environment(tmp_path):
     assert set(out[1:]) <= {"marauder-accountants", "numpy", "scipy", "pip", "setuptools"}
     sampled = ["--noise_multiplier", "1.1", "--sampling_probability", "0.01", "--steps", "100", "--delta", "1e-5"]
     assert run("-m", "accountants", "epsilon", *sampled).startswith("ε ≤ ")
+    assert run("-c", "from accountants.pate import Votes; print(len(Votes([[3, 1]])))") == "1\n"

@@ -189,5 +189,3 @@ def test_non_finite_features_are_refused(bad):
     broken[1, 0] = bad
     with pytest.raises(DatasetError, match="train example 1 has a NaN or infinite feature"):
         Dataset("test", broken, y, x, y, 2, "")
-
-

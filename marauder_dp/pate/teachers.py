@@ -1,0 +1,247 @@
+"""Training of all teachers by one compiled program.
+
+A teacher is a function of its number, its own rows and public settings: the same whatever the others are, however many
+train together, and on however many devices. The program trains one *wave* of teachers from beginning to end: sharded over
+the devices, and on each device `chunk` at a time, vectorised. So memory grows with the chunk and not with the ensemble,
+nothing is compiled twice, and an interrupted run goes on with the next wave.
+
+Rows are padded to a length that follows from public numbers and masked: one example more or less gives the same program.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from marauder_dp.clipping import LossFn
+from marauder_dp.cuts.walker import equations
+from marauder_dp.errors import ModelError, PlanError
+from marauder_dp.pate.partitions import Partitions
+from marauder_dp.sampling import take
+
+Array = jax.Array
+PyTree = Any
+
+_CACHE_BYTES = 2 * 2**20  # of parameters, moments and activations that are worked on together, on a CPU
+_ACCELERATOR_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherTraining:
+    """How each teacher is trained. All of it is public.
+
+    Attributes:
+      init: typed PRNG key → parameters.
+      loss_fn: (params, example) → scalar.
+      optimizer: any optax transformation.
+      epochs: passes over the teacher's examples.
+      batch_size: examples an update, at most.
+      seed: of initial parameters and the order of examples.
+    """
+
+    init: Callable[[Array], PyTree]
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise PlanError(f"{name} of teachers must be a whole number of at least 1; got {value!r}")
+
+    def one(self, teacher: Array, rows: Array, count: Array, data: PyTree) -> PyTree:
+        """The parameters of one teacher.
+
+        Args:
+          teacher: () int32, its number.
+          rows: (length,) int32, its rows of the data and padding, a multiple of the batch size.
+          count: () int32, how many are its own.
+          data: pytree of arrays (num_examples, ...).
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), teacher)
+        start, order = jax.random.split(key)
+        own = take(data, rows)
+        slots = jnp.arange(len(rows))
+        size = self.batch_size
+
+        def epoch(number: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            # The teacher's own examples in random order, the padding after them.
+            draws = jax.random.uniform(jax.random.fold_in(order, number), rows.shape)
+            shuffled = jnp.argsort(jnp.where(slots < count, draws, 2.0))
+
+            def update(batch: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+                which = jax.lax.dynamic_slice(shuffled, (batch * size,), (size,))
+                return self._update(take(own, which), batch * size + jnp.arange(size) < count, *carry)
+
+            return jax.lax.fori_loop(0, (count + size - 1) // size, update, carry)
+
+        params = self.init(start)
+        return jax.lax.fori_loop(0, self.epochs, epoch, (params, self.optimizer.init(params)))[0]
+
+    def _update(self, batch: PyTree, used: Array, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+        def mean_loss(params: PyTree) -> Array:
+            losses = jax.vmap(self.loss_fn, (None, 0))(params, batch)
+            return jnp.sum(jnp.where(used, losses, 0)) / jnp.sum(used)
+
+        updates, opt_state = self.optimizer.update(jax.grad(mean_loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """A training, compiled for an ensemble.
+
+    Attributes:
+      training: of each teacher.
+      partitions: who sees what.
+      chunk: teachers that are trained together on a device.
+      wave: teachers of one call of the program; a multiple of the number of devices and of the chunk.
+      mesh: the devices.
+      program: (teacher numbers, rows, counts, data) → parameters with a leading dimension of `wave`.
+    """
+
+    training: TeacherTraining
+    partitions: Partitions
+    chunk: int
+    wave: int
+    mesh: Mesh
+    program: jax.stages.Compiled
+
+    @property
+    def waves(self) -> int:
+        """How many calls train all teachers."""
+        return math.ceil(self.partitions.teachers / self.wave)
+
+    def train(self, data: PyTree, *, start: int = 0) -> Iterator[tuple[range, PyTree]]:
+        """Trains wave after wave.
+
+        Args:
+          data: pytree of arrays (num_examples, ...).
+          start: the first wave that has not been trained yet.
+
+        Yields:
+          Numbers of a wave's teachers and their parameters, numpy arrays with a leading dimension of that length.
+
+        Raises:
+          ModelError: a teacher's parameters aren't finite; none of that wave are returned.
+        """
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        data = jax.device_put(jax.tree.map(jnp.asarray, data), everywhere)
+        rows = _padded(self.partitions, self.training.batch_size)
+        for number in range(start, self.waves):
+            teachers = range(number * self.wave, min((number + 1) * self.wave, self.partitions.teachers))
+            # The last wave is filled up with teachers that were trained before.
+            which = np.arange(number * self.wave, (number + 1) * self.wave, dtype=np.int32) % self.partitions.teachers
+            given = jax.device_put(
+                (which, rows[which], self.partitions.counts[which]), NamedSharding(self.mesh, PartitionSpec("teachers"))
+            )
+            params = _first(len(teachers), self.program(*given, data))
+            _check_finite(teachers, params)
+            yield teachers, params
+
+
+def compile_ensemble(
+    training: TeacherTraining,
+    partitions: Partitions,
+    data: PyTree,
+    *,
+    chunk: int | None = None,
+    waves: int = 10,
+    devices: list[Any] | None = None,
+) -> Ensemble:
+    """Compiles the program that trains all teachers. Nothing is trained yet.
+
+    Args:
+      training: of each teacher.
+      partitions: who sees what.
+      data: pytree of arrays (num_examples, ...) or their shapes.
+      chunk: teachers that are trained together on a device; by default what fits the cache, or an accelerator's memory.
+      waves: in how many calls about; an interruption loses at most one.
+      devices: by default all.
+
+    Raises:
+      PlanError: the chunk is not a whole number of at least 1.
+    """
+    devices = jax.devices() if devices is None else devices
+    devices = devices[: partitions.teachers]
+    each = math.ceil(partitions.teachers / len(devices))
+    if chunk is None:
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), data)
+        chunk = choose_chunk(training, example, each)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise PlanError(f"chunk, the number of teachers trained together, must be a whole number of at least 1; got {chunk!r}")
+    chunk = min(chunk, each)
+    on_device = chunk * max(1, round(each / waves / chunk))
+    mesh = Mesh(np.array(devices), ("teachers",))
+    split, everywhere = PartitionSpec("teachers"), PartitionSpec()
+
+    def some(teachers: Array, rows: Array, counts: Array, data: PyTree) -> PyTree:
+        return jax.lax.map(lambda x: training.one(x[0], x[1], x[2], data), (teachers, rows, counts), batch_size=chunk)
+
+    program = jax.jit(_sharded(some, mesh=mesh, in_specs=(split, split, split, everywhere), out_specs=split))
+    wave = on_device * len(devices)
+    rows = _padded(partitions, training.batch_size)
+    shape = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
+    numbers = np.zeros(wave, np.int32)
+    given = [shape(x, split) for x in (numbers, np.zeros((wave, rows.shape[1]), np.int32), numbers)]
+    compiled = program.lower(*given, jax.tree.map(lambda x: shape(x, everywhere), data)).compile()
+    return Ensemble(training, partitions, chunk, wave, mesh, compiled)
+
+
+def choose_chunk(training: TeacherTraining, example: PyTree, at_most: int) -> int:
+    """How many teachers to train together: on a CPU as many as a cache holds, elsewhere as many as fill the device.
+
+    Args:
+      training: of each.
+      example: pytree of arrays or shapes, without a batch dimension.
+      at_most: teachers of one device.
+    """
+    params = jax.eval_shape(training.init, jax.random.key(0))
+    state = jax.eval_shape(training.optimizer.init, params)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, params, state)))
+    loss = jax.make_jaxpr(training.loss_fn)(params, example)
+    values = [out.aval for eqn in equations(loss.jaxpr) for out in eqn.outvars if hasattr(out.aval, "shape")]
+    size += training.batch_size * sum(4 * math.prod(value.shape) for value in values)
+    room = _CACHE_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES
+    return max(1, min(at_most, room // max(size, 1)))
+
+
+def _padded(partitions: Partitions, batch_size: int) -> Any:
+    """Rows up to a length that, but for a chance of 1e-9 or so, follows from the number of examples and of teachers."""
+    mean = int(partitions.counts.sum()) / partitions.teachers
+    length = max(math.ceil(mean + 6 * math.sqrt(mean) + 6), partitions.rows.shape[1])
+    length = math.ceil(length / batch_size) * batch_size
+    return np.pad(partitions.rows, [(0, 0), (0, length - partitions.rows.shape[1])], mode="edge")
+
+
+def _first(number: int, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: np.asarray(x)[:number], tree)
+
+
+def _check_finite(teachers: range, params: PyTree) -> None:
+    finite = np.ones(len(teachers), bool)
+    for leaf in jax.tree.leaves(params):
+        finite &= np.isfinite(leaf.reshape(len(teachers), -1)).all(axis=1)
+    if not finite.all():
+        raise ModelError(
+            f"teacher {teachers[int(np.argmin(finite))]} has parameters that aren't finite: its training diverged; lower the "
+            "learning rate of teachers"
+        )
+
+
+def _sharded(f: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """`shard_map` without its check of replication, which takes constants in a loop's first state for a mistake."""
+    if hasattr(jax, "shard_map"):
+        return jax.shard_map(f, check_vma=False, **how)
+    from jax.experimental.shard_map import shard_map  # JAX up to 0.7
+
+    return shard_map(f, check_rep=False, **how)
