@@ -1,7 +1,7 @@
 """The format of a ledger: what a line is, how lines are chained, and how a file of them is verified.
 
 One JSON object a line. The first line is a header (neighbouring relation, unit of privacy, public facts);
-every other one is a charge (component path, event, count). Each line holds the SHA-256 of the line before
+the others are charges (component path, event, count) and commitments (such as salted digests of what stays private). Each line holds the SHA-256 of the line before
 (`prev`) and of itself (`hash`), so that the last hash, the *head*, commits to the whole file. Lines are
 canonical JSON (sorted keys, no spaces): a single changed byte, even a blank, is an error that names its line.
 """
@@ -32,6 +32,7 @@ _FIELDS = {
     "header": {"kind", "schema", "time", "prev", "hash", "neighbouring_relation", "unit", "public"},
     # No time of day here: how long a chunk of training took depends on the examples that were drawn.
     "charge": {"kind", "prev", "hash", "path", "event", "count"},
+    "commitment": {"kind", "prev", "hash", "path", "content"},
     "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
 }
 
@@ -82,6 +83,19 @@ def parts_of(event: DpEvent) -> tuple[DpEvent, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Commitment:
+    """What the writer binds itself to without releasing it, such as a salted digest; costs nothing.
+
+    Attributes:
+      path: of the component it belongs to.
+      content: JSON-ready. Everything in it is public.
+    """
+
+    path: str
+    content: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class LedgerContents:
     """A ledger, read and verified.
 
@@ -92,6 +106,7 @@ class LedgerContents:
       charges: in order of writing.
       hashes: one a line; the last is the head.
       torn: bytes after the last whole line, left by a crash in the middle of a write; empty in a sound ledger.
+      commitments: in order of writing.
     """
 
     neighbouring_relation: NeighbouringRelation
@@ -100,6 +115,7 @@ class LedgerContents:
     charges: tuple[Charge, ...]
     hashes: tuple[str, ...]
     torn: bytes = b""
+    commitments: tuple[Commitment, ...] = ()
 
     @property
     def head(self) -> str:
@@ -142,6 +158,7 @@ def parse(raw: bytes) -> LedgerContents | None:
     if not lines:
         return None
     charges: list[Charge] = []
+    commitments: list[Commitment] = []
     hashes: list[str] = []
     header: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):
@@ -153,6 +170,8 @@ def parse(raw: bytes) -> LedgerContents | None:
                 as_relation(header["neighbouring_relation"])
             elif record["kind"] == "charge":
                 charges.append(_charge(record))
+            elif record["kind"] == "commitment":
+                commitments.append(Commitment(check_path(record["path"]), record["content"]))
         except AccountingError as error:
             raise LedgerError(f"line {number}: {error}", line=number) from error
     return LedgerContents(
@@ -162,13 +181,23 @@ def parse(raw: bytes) -> LedgerContents | None:
         charges=tuple(charges),
         hashes=tuple(hashes),
         torn=tail,
+        commitments=tuple(commitments),
     )
 
 
+def check_path(path: Any) -> str:
+    """`path`, if it is one of a component.
+
+    Raises:
+      LedgerError: it isn't.
+    """
+    if not isinstance(path, str) or not COMPONENT_PATH.fullmatch(path):
+        raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r:.80}")
+    return path
+
+
 def _charge(record: Mapping[str, Any]) -> Charge:
-    if not isinstance(record["path"], str) or not COMPONENT_PATH.fullmatch(record["path"]):
-        raise LedgerError(f"malformed component path {record['path']!r:.80}")
-    return Charge(record["path"], from_dict(record["event"]), whole(record["count"], "count"))
+    return Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count"))
 
 
 def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
@@ -194,6 +223,8 @@ def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
         raise refuse("a ledger has one header, on its first line")
     if kind == "header" and not (isinstance(record["public"], dict) and isinstance(record["unit"], str)):
         raise refuse("unit must be a string and public an object")
+    if kind == "commitment" and not isinstance(record["content"], dict):
+        raise refuse("the content of a commitment must be an object")
     if record["prev"] != prev:
         raise refuse("does not follow the line before it (edited, removed, swapped or inserted)")
     digest = record.pop("hash")

@@ -18,12 +18,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from accountants.chain import (
-    COMPONENT_PATH,
     GENESIS,
     SCHEMA,
     Charge,
+    Commitment,
     LedgerContents,
     canonical,
+    check_path,
     digest_of,
     json_ready,
     parse,
@@ -91,8 +92,7 @@ class Ledger:
           LedgerError: the path is malformed, or writing failed: release nothing.
         """
         event, count = as_event(event), whole(count, "count")
-        if not isinstance(path, str) or not COMPONENT_PATH.fullmatch(path):
-            raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r}")
+        check_path(path)
         if from_dict(to_dict(event)) != event:
             raise InvalidEventError(f"{event!r:.80} can't be written and read back")
         charge = Charge(path, event, count)
@@ -100,6 +100,24 @@ class Ledger:
         self._contents = dataclasses.replace(
             self._contents,
             charges=(*self._contents.charges, charge),
+            hashes=(*self._contents.hashes, digest),
+        )
+
+    def commit_to(self, path: str, content: Mapping[str, Any]) -> None:
+        """Records what the writer can be held to, such as a salted digest of what stays private; on disk when it returns.
+
+        Args:
+          path: of the component it belongs to.
+          content: JSON-ready, and public.
+
+        Raises:
+          LedgerError: the path is malformed, the content is not plain JSON, or writing failed.
+        """
+        commitment = Commitment(check_path(path), json_ready(content))
+        digest = self._append({"kind": "commitment", "path": path, "content": commitment.content})
+        self._contents = dataclasses.replace(
+            self._contents,
+            commitments=(*self._contents.commitments, commitment),
             hashes=(*self._contents.hashes, digest),
         )
 

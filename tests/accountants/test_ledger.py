@@ -37,6 +37,25 @@ def test_round_trip(tmp_path):
     assert acc.read_ledger(path).count("data/mean") == 1
 
 
+def test_commitments_survive_and_cost_nothing(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    head = write(path)
+    before = report.privacy_document(acc.read_ledger(path))
+    with acc.Ledger(path) as ledger:
+        ledger.commit_to("student/labels", {"digests": ["ab", "cd"], "answered": [True, False]})
+        assert ledger.head != head
+        for content in ({"a": float("nan")}, {"a": (1, 2)}, {1: 2}):
+            with pytest.raises(acc.LedgerError, match="plain JSON"):
+                ledger.commit_to("student/labels", content)
+    contents = acc.read_ledger(path)
+    (commitment,) = contents.commitments
+    assert (commitment.path, commitment.content["digests"]) == ("student/labels", ["ab", "cd"])
+    after = report.privacy_document(contents)
+    assert {k: v for k, v in after.items() if k != "ledger"} == {k: v for k, v in before.items() if k != "ledger"}
+    path.write_bytes(path.read_bytes().replace(b'"cd"', b'"ce"'))
+    assert not report.verify(path)["ok"]
+
+
 def test_each_line_is_on_disk_when_charge_returns(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with acc.Ledger(path) as ledger:
