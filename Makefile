@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/python -m experiments.dpsgd --workdir=runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations=25
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
