@@ -200,6 +200,22 @@ def _votes(args: argparse.Namespace) -> int:
     return _show(args, *votes_command.run(args))
 
 
+def _replay(args: argparse.Namespace) -> int:
+    from accountants.pate.replay import replay
+
+    try:
+        derived = replay(Path(args.folder))
+    except LedgerError as error:
+        _show(args, {"ok": False, "error": str(error), "line": error.line}, f"FAILED: {error}")
+        return INTEGRITY_FAILURE
+    text = (
+        f"ok: the votes are those the ledger is bound to; {len(derived['answered']):,} queries, {sum(derived['answered']):,} "
+        f"answered\n    data-dependent ε = {report.upper(derived['epsilon'])} at δ = {derived['delta']:g} (PRIVATE), "
+        f"for any votes {report.upper(derived['epsilon_independent'])}"
+    )
+    return _show(args, {"ok": True, **derived}, text)
+
+
 def _show(args: argparse.Namespace, result: dict[str, Any], text: str) -> int:
     print(json.dumps(result) if args.json else text)
     return 0
@@ -272,6 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
 
     votes_command.add_arguments(command("votes", _votes, "The cost of PATE's recorded votes, by component."))
+    again = command("replay", _replay, "Derive the figures of a PATE run again from its ledger and its stored votes.")
+    again.add_argument("folder", metavar="RUN", help="the folder of the run, with its private part")
     return parser
 
 

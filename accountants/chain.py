@@ -1,8 +1,8 @@
 """The format of a ledger: what a line is, how lines are chained, and how a file of them is verified.
 
 One JSON object a line. The first line is a header (neighbouring relation, unit of privacy, public facts);
-the others are charges (component path, event, count) and commitments (salted digests of what stays private, say). Each line holds the SHA-256 of the line before
-(`prev`) and of itself (`hash`), so that the last hash, the *head*, commits to the whole file. Lines are
+the others are charges (component path, event, count) and commitments (salted digests, say). Each line holds the SHA-256 of
+the line before (`prev`) and of itself (`hash`), so that the last hash, the *head*, commits to the whole file. Lines are
 canonical JSON (sorted keys, no spaces): a single changed byte, even a blank, is an error that names its line.
 """
 

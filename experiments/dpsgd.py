@@ -9,7 +9,6 @@ The same command resumes an interrupted run from its --workdir, bit for bit.
 
 import dataclasses
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +233,7 @@ def _main(stop: launch.StopSignals) -> int:
 
     if workdir.exists():  # refuse early what can't go on there, before minutes of compilation
         session.check_same_settings(RunDirectory(workdir), dataclasses.asdict(settings))
-    _use_compilation_cache()
+    launch.use_compilation_cache(CACHE.value)
     job = prepare(settings)
     print("Plan:")
     print(describe.plan_text(settings, job))
@@ -265,7 +264,7 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     from accountants.report import caveats, text_table
 
     assert result.breakdown is not None
-    folder, python = _short(directory.path), _short(Path(sys.executable))
+    folder, python = launch.short(directory.path), launch.short(Path(sys.executable))
     warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
     print("", *warnings, text_table(result.breakdown), "", sep="\n")
     print(
@@ -275,26 +274,6 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     print(f"ledger head    {result.head}")
     print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
     print(f"check it       {python} -m accountants verify {folder}/privacy.json")
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs on disk; they hold no secrets (keys are arguments)."""
-    import jax
-
-    if CACHE.value:
-        folder = Path(CACHE.value).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return  # only slower
-        if os.access(folder, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _short(path: Path) -> str:
-    """Relative to where the user is, where that is shorter."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

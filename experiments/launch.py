@@ -1,8 +1,10 @@
 """From `main` to an exit code: 0 done, 2 usage error, 3 budget would be exceeded, 4 integrity failure."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -77,3 +79,23 @@ class StopSignals:
             signal.raise_signal(number)
         self.received = number
         print("\nstopping as soon as what is running is done; again to stop at once", file=sys.stderr)
+
+
+def use_compilation_cache(path: str) -> None:
+    """Keeps compiled programs on disk; they hold no secrets (keys are arguments). An empty path keeps none."""
+    import jax
+
+    if path:
+        folder = Path(path).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # only slower
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def short(path: Path) -> str:
+    """Relative to where the user is, where that is shorter."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from accountants.chain import LedgerContents
-from marauder_dp.dpsgd import TrainState
 from marauder_dp.errors import IntegrityError, MarauderError
 
 _KEEP = 2
@@ -20,12 +19,12 @@ class Restored:
     """A checkpoint read back.
 
     Attributes:
-      state: as it was saved.
+      state: as it was saved, of the type of what it was compared with.
       ledger_head: of the ledger when it was saved.
       damaged: steps of newer checkpoints that could not be read, and were removed.
     """
 
-    state: TrainState
+    state: Any
     ledger_head: str
     damaged: tuple[int, ...] = ()
 
@@ -41,8 +40,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder, options=options)
 
-    def save(self, state: TrainState, ledger_head: str) -> None:
-        """Saves `state` unless its step is saved already; on disk when it returns.
+    def save(self, state: Any, ledger_head: str) -> None:
+        """Saves `state`, a named tuple with a `step`, unless that step is saved already; on disk when it returns.
 
         Raises:
           MarauderError: it could not be written.
@@ -60,7 +59,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise MarauderError(f"can't write a checkpoint to {self._folder}: {error}") from error
 
-    def restore(self, like: TrainState) -> Restored | None:
+    def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that can be read, or None if there is none at all.
 
         Going back to an older one loses time only: the updates since are repeated as they were.
@@ -82,12 +81,12 @@ class Checkpoints:
                 continue
             for other in damaged:
                 self._manager.delete(other)
-            return Restored(TrainState(**saved["state"]), str(saved["ledger"]["head"]), tuple(damaged))
+            return Restored(type(like)(**saved["state"]), str(saved["ledger"]["head"]), tuple(damaged))
         if damaged:
             raise IntegrityError(f"no checkpoint in {self._folder} can be read (steps {damaged}): {reason:.200}")
         return None
 
-    def _read(self, step: int, like: TrainState) -> Any:
+    def _read(self, step: int, like: Any) -> Any:
         args = self._ocp.args
         composite = args.Composite(state=args.StandardRestore(like._asdict()), ledger=args.JsonRestore())
         return self._manager.restore(step, args=composite)

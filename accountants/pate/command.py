@@ -95,6 +95,13 @@ def _json(votes: Votes, result: Analysis, args: argparse.Namespace) -> dict[str,
 
 
 def _text(votes: Votes, result: Analysis) -> str:
+    answers = f"{result.answered:,.1f} answered in expectation" if result.expected else f"{result.answered:,.0f} answered"
+    head = f"{len(votes):,} queries to {votes.teachers:,} teachers, {votes.classes} classes; {answers}; δ = {result.delta:g}"
+    return f"{head}\n{analysis_text(result)}"
+
+
+def analysis_text(result: Analysis) -> str:
+    """The components of an analysis as a table of plain text."""
     dependent, independent = result.data_dependent, result.data_independent
     rows = [
         ("", "these votes (PRIVATE)", "any votes"),
@@ -105,9 +112,7 @@ def _text(votes: Votes, result: Analysis) -> str:
         ("Rényi order", *(f"{s.order:g}" for s in (dependent, independent))),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    answers = f"{result.answered:,.1f} answered in expectation" if result.expected else f"{result.answered:,.0f} answered"
     lines = [
-        f"{len(votes):,} queries to {votes.teachers:,} teachers, {votes.classes} classes; {answers}; δ = {result.delta:g}",
         *("  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2])]) for row in rows),
     ]
     if result.epsilon_exact_data_independent is not None:

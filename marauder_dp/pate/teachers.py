@@ -9,7 +9,9 @@ Rows are padded to a length that follows from public numbers and masked: one exa
 """
 
 import dataclasses
+import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,7 +44,8 @@ class TeacherTraining:
       optimizer: any optax transformation.
       epochs: passes over the teacher's examples.
       batch_size: examples an update, at most.
-      seed: of initial parameters and the order of examples.
+      seed: of initial parameters, the order of examples, and the keys.
+      keyed: `loss_fn` takes (params, (example, key)), with a key for each example of each update, to augment by, say.
     """
 
     init: Callable[[Array], PyTree]
@@ -51,6 +54,7 @@ class TeacherTraining:
     epochs: int
     batch_size: int
     seed: int = 0
+    keyed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -68,7 +72,7 @@ class TeacherTraining:
           data: pytree of arrays (num_examples, ...).
         """
         key = jax.random.fold_in(jax.random.key(self.seed), teacher)
-        start, order = jax.random.split(key)
+        start, order, keys = jax.random.split(key, 3)
         own = take(data, rows)
         slots = jnp.arange(len(rows))
         size = self.batch_size
@@ -80,7 +84,10 @@ class TeacherTraining:
 
             def update(batch: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
                 which = jax.lax.dynamic_slice(shuffled, (batch * size,), (size,))
-                return self._update(take(own, which), batch * size + jnp.arange(size) < count, *carry)
+                examples = take(own, which)
+                if self.keyed:
+                    examples = examples, jax.random.split(jax.random.fold_in(jax.random.fold_in(keys, number), batch), size)
+                return self._update(examples, batch * size + jnp.arange(size) < count, *carry)
 
             return jax.lax.fori_loop(0, (count + size - 1) // size, update, carry)
 
@@ -107,6 +114,8 @@ class Ensemble:
       wave: teachers of one call of the program; a multiple of the number of devices and of the chunk.
       mesh: the devices.
       program: (teacher numbers, rows, counts, data) → parameters with a leading dimension of `wave`.
+      digest: SHA-256 of the program's text, the JAX version and the backend. Equal digests train the same teachers.
+      compile_seconds: that compiling took.
     """
 
     training: TeacherTraining
@@ -115,11 +124,17 @@ class Ensemble:
     wave: int
     mesh: Mesh
     program: jax.stages.Compiled
+    digest: str
+    compile_seconds: float
 
     @property
     def waves(self) -> int:
         """How many calls train all teachers."""
         return math.ceil(self.partitions.teachers / self.wave)
+
+    def teachers_of(self, wave: int) -> range:
+        """The numbers of a wave's teachers."""
+        return range(wave * self.wave, min((wave + 1) * self.wave, self.partitions.teachers))
 
     def train(self, data: PyTree, *, start: int = 0) -> Iterator[tuple[range, PyTree]]:
         """Trains wave after wave.
@@ -138,7 +153,7 @@ class Ensemble:
         data = jax.device_put(jax.tree.map(jnp.asarray, data), everywhere)
         rows = _padded(self.partitions, self.training.batch_size)
         for number in range(start, self.waves):
-            teachers = range(number * self.wave, min((number + 1) * self.wave, self.partitions.teachers))
+            teachers = self.teachers_of(number)
             # The last wave is filled up with teachers that were trained before.
             which = np.arange(number * self.wave, (number + 1) * self.wave, dtype=np.int32) % self.partitions.teachers
             given = jax.device_put(
@@ -193,8 +208,12 @@ def compile_ensemble(
     shape = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
     numbers = np.zeros(wave, np.int32)
     given = [shape(x, split) for x in (numbers, np.zeros((wave, rows.shape[1]), np.int32), numbers)]
-    compiled = program.lower(*given, jax.tree.map(lambda x: shape(x, everywhere), data)).compile()
-    return Ensemble(training, partitions, chunk, wave, mesh, compiled)
+    begun = time.perf_counter()
+    lowered = program.lower(*given, jax.tree.map(lambda x: shape(x, everywhere), data))
+    compiled = lowered.compile()
+    text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Ensemble(training, partitions, chunk, wave, mesh, compiled, digest, time.perf_counter() - begun)
 
 
 def choose_chunk(training: TeacherTraining, example: PyTree, at_most: int) -> int:
@@ -208,6 +227,7 @@ def choose_chunk(training: TeacherTraining, example: PyTree, at_most: int) -> in
     params = jax.eval_shape(training.init, jax.random.key(0))
     state = jax.eval_shape(training.optimizer.init, params)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, params, state)))
+    example = (example, jax.eval_shape(lambda: jax.random.key(0))) if training.keyed else example
     loss = jax.make_jaxpr(training.loss_fn)(params, example)
     values = [out.aval for eqn in equations(loss.jaxpr) for out in eqn.outvars if hasattr(out.aval, "shape")]
     size += training.batch_size * sum(4 * math.prod(value.shape) for value in values)

@@ -1,0 +1,321 @@
+"""Trains a student on labels that an ensemble of teachers voted for, with a privacy budget for every vote (PATE).
+
+  python -m experiments.pate                                    # real digits, a minute or two
+  python -m experiments.pate --dataset=mnist --data_dir=DIR --epsilon=3 --workdir=runs/pate-mnist
+  python -m experiments.pate --dry_run                          # the plan alone
+
+The same command takes up an interrupted run from its --workdir, at whichever phase it was.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from experiments import launch, pate_describe
+from experiments.pate_settings import PateSettings, preset
+
+if TYPE_CHECKING:
+    from marauder_dp.pate.queries import Choice
+    from marauder_dp.pate.session import Job, Result
+    from marauder_dp.pate.voting import VotingPlan
+    from marauder_dp.run_directory import RunDirectory
+
+_PRESET = "default: the data set's preset"
+_ROUNDS = 5
+_CALIBRATED = "in votes; default: from --teachers, the classes, --epsilon and --delta"
+
+DATASET = flags.DEFINE_string("dataset", "digits", "digits, mnist, fashion_mnist, adult, or a tensorflow-datasets name.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data files; default: $MARAUDER_DATA_DIR.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept and taken up; default: runs/pate-DATASET.")
+PUBLIC = flags.DEFINE_integer("public", None, f"How many of the held-out examples, the first, count as public; {_PRESET}.")
+TEACHERS = flags.DEFINE_integer("teachers", None, f"Number of teachers; {_PRESET}.")
+TEACHER_MODEL = flags.DEFINE_string("teacher_model", None, f"logistic, mlp or cnn; {_PRESET}.")
+TEACHER_EPOCHS = flags.DEFINE_integer("teacher_epochs", None, f"Passes of a teacher over its examples; {_PRESET}.")
+TEACHER_BATCH = flags.DEFINE_integer("teacher_batch_size", None, f"Examples an update; {_PRESET}.")
+TEACHER_RATE = flags.DEFINE_float("teacher_learning_rate", None, f"Of Adam; {_PRESET}.")
+TEACHER_AUGMENTATION = flags.DEFINE_bool(
+    "teacher_augmentation", None, f"Whether teachers see images shifted, turned and scaled; {_PRESET}."
+)
+CHUNK = flags.DEFINE_integer("chunk", None, "Teachers trained together on a device; default: what suits cache and memory.")
+DEVICES = flags.DEFINE_integer("cpu_devices", None, "On a CPU: host devices to share the teachers; default: one for each core.")
+UNIT = flags.DEFINE_string("unit", None, "A .npy file of whose each training example is: all of one id go to one teacher.")
+MECHANISM = flags.DEFINE_string("mechanism", "confident_gnmax", "confident_gnmax, interactive_gnmax, gnmax or lnmax.")
+EPSILON = flags.DEFINE_float("epsilon", None, f"Ceiling: no query is answered that might pass it; {_PRESET}, unless --queries.")
+QUERIES = flags.DEFINE_integer("queries", None, "The most queries that are asked; default: as many as the ceiling allows.")
+DELTA = flags.DEFINE_float("delta", None, "Default: the largest power of ten up to 1/(10 n).")
+THRESHOLD = flags.DEFINE_float("threshold", None, f"Votes that a query's largest count must reach; {_CALIBRATED}.")
+SIGMA_THRESHOLD = flags.DEFINE_float("sigma_threshold", None, f"Noise of that check, {_CALIBRATED}.")
+SIGMA_VOTES = flags.DEFINE_float("sigma_votes", None, f"Noise on each count, {_CALIBRATED}.")
+CHOICE = flags.DEFINE_string("choice", None, "Of queries: random, uncertainty (of the student), or given; default: random.")
+GIVEN = flags.DEFINE_string("given_queries", None, "A .npy file of numbers of public examples, in the order of asking.")
+ROUND = flags.DEFINE_integer("round", None, "Queries between two students, where the next ones depend on the student.")
+STUDENT_MODEL = flags.DEFINE_string("student_model", None, f"logistic, mlp, cnn or relu_cnn; {_PRESET}.")
+STUDENT_STEPS = flags.DEFINE_integer("student_steps", None, f"Updates of the student; {_PRESET}.")
+STUDENT_BATCH = flags.DEFINE_integer("student_batch_size", None, f"Labelled examples an update; {_PRESET}.")
+STUDENT_UNLABELLED = flags.DEFINE_integer(
+    "student_unlabelled", None, f"Unlabelled examples for each of those; 0: learn from labels alone; {_PRESET}."
+)
+STUDENT_RATE = flags.DEFINE_float("student_learning_rate", None, f"Of Adam; {_PRESET}.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of partitions, parameters and order of queries; public, nothing to do with the noise.", 0, 2**32 - 1
+)
+REPRODUCIBLE_NOISE = flags.DEFINE_bool(
+    "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
+)
+CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+
+
+def settings_from_flags() -> PateSettings:
+    """Fills what the flags leave open from the data set's preset.
+
+    Raises:
+      PlanError: flags contradict each other.
+    """
+    from marauder_dp.errors import PlanError
+    from marauder_dp.pate.calibration import check_ceiling
+
+    default = preset(DATASET.value)
+    pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
+    epsilon = EPSILON.value if EPSILON.value is not None or QUERIES.value is not None else default.epsilon
+    check_ceiling(epsilon, QUERIES.value)
+    choice = CHOICE.value or ("random" if GIVEN.value is None else "given")
+    if (choice == "given") != (GIVEN.value is not None):
+        raise PlanError("--choice=given and --given_queries (a file of numbers) go together")
+    return PateSettings(
+        dataset=DATASET.value,
+        public=pick(PUBLIC, default.public),
+        teachers=pick(TEACHERS, default.teachers),
+        teacher_model=pick(TEACHER_MODEL, default.teacher_model),
+        teacher_epochs=pick(TEACHER_EPOCHS, default.teacher_epochs),
+        teacher_batch_size=pick(TEACHER_BATCH, default.teacher_batch_size),
+        teacher_learning_rate=pick(TEACHER_RATE, default.teacher_learning_rate),
+        teacher_augmentation=pick(TEACHER_AUGMENTATION, default.teacher_augmentation),
+        chunk=CHUNK.value,
+        unit=UNIT.value,
+        mechanism=MECHANISM.value,
+        epsilon=epsilon,
+        queries=QUERIES.value,
+        delta=DELTA.value,
+        threshold=THRESHOLD.value,
+        sigma_threshold=SIGMA_THRESHOLD.value,
+        sigma_votes=SIGMA_VOTES.value,
+        choice=choice,
+        given=GIVEN.value,
+        round=ROUND.value,
+        student_model=pick(STUDENT_MODEL, default.student_model),
+        student_steps=pick(STUDENT_STEPS, default.student_steps),
+        student_batch_size=pick(STUDENT_BATCH, default.student_batch_size),
+        student_unlabelled=pick(STUDENT_UNLABELLED, default.student_unlabelled),
+        student_learning_rate=pick(STUDENT_RATE, default.student_learning_rate),
+        seed=SEED.value,
+        reproducible_noise=REPRODUCIBLE_NOISE.value,
+    )
+
+
+def prepare(settings: PateSettings) -> "Job":
+    """Loads the data, splits it, plans and compiles; nothing is trained or released yet.
+
+    Raises:
+      MarauderError: whatever is wrong with data, settings or model.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    from marauder_dp import augmentation
+    from marauder_dp.datasets import load_dataset
+    from marauder_dp.errors import PlanError
+    from marauder_dp.models import cross_entropy, make_model
+    from marauder_dp.pate import calibration
+    from marauder_dp.pate.distortions import affine
+    from marauder_dp.pate.partitions import partition
+    from marauder_dp.pate.session import Job, PublicExamples
+    from marauder_dp.pate.student import StudentTraining
+    from marauder_dp.pate.teachers import TeacherTraining, compile_ensemble
+    from marauder_dp.plan import check_delta, default_delta
+    from marauder_dp.units import read_ids
+
+    data = load_dataset(settings.dataset, DATA_DIR.value)
+    held_out, n = len(data.test_y), data.num_examples
+    if not 1 <= settings.public < held_out:
+        raise PlanError(
+            f"--public must be from 1 to {held_out - 1:,}, so that examples are left to test on; got {settings.public}"
+        )
+    missing = sorted(set(range(data.num_classes)) - set(np.unique(data.train_y).tolist()))
+    if missing:
+        raise PlanError(
+            f"no training example has class {missing[0]}, so no teacher can vote for it; leave it out of the labels"
+        )
+    ids = np.arange(n) if settings.unit is None else read_ids(settings.unit)
+    if len(ids) != n:
+        raise PlanError(f"--unit has {len(ids):,} ids for {n:,} training examples")
+    partitions = partition(ids, settings.teachers, seed=settings.seed)
+    units = len(np.unique(ids))
+    delta = default_delta(units) if settings.delta is None else check_delta(settings.delta)
+    voting = calibration.plan_voting(
+        settings.teachers,
+        data.num_classes,
+        delta,
+        epsilon=settings.epsilon,
+        mechanism=settings.mechanism,
+        threshold=settings.threshold,
+        sigma_threshold=settings.sigma_threshold,
+        sigma_votes=settings.sigma_votes,
+    )
+    shape = data.train_x.shape[1:]
+    teacher = make_model(settings.teacher_model, shape, data.num_classes)
+    loss = cross_entropy(teacher)
+    if settings.teacher_augmentation:
+        if len(shape) != 3:
+            raise PlanError(
+                f"--teacher_augmentation changes images, but an example of {settings.dataset} has the shape {shape}"
+            )
+        loss = augmentation.loss_of_augmented(loss, functools.partial(affine, turn=0.25, scale=0.15, shear=0.2), 1)
+    training = TeacherTraining(
+        init=lambda key: teacher.init(key, jnp.zeros(shape))["params"],
+        loss_fn=loss,
+        optimizer=optax.adam(settings.teacher_learning_rate),
+        epochs=settings.teacher_epochs,
+        batch_size=settings.teacher_batch_size,
+        seed=settings.seed,
+        keyed=settings.teacher_augmentation,
+    )
+    private = (data.train_x, data.train_y)
+    return Job(
+        settings=dataclasses.asdict(settings),
+        name=settings.dataset,
+        note=data.note,
+        data=private,
+        public=PublicExamples(
+            x=data.test_x[: settings.public],
+            y=data.test_y[: settings.public],
+            test_x=data.test_x[settings.public :],
+            test_y=data.test_y[settings.public :],
+        ),
+        ensemble=compile_ensemble(training, partitions, private, chunk=settings.chunk),
+        apply=lambda params, x: teacher.apply({"params": params}, x),
+        voting=voting,
+        choice=_choice(settings, voting, delta),
+        student=StudentTraining(
+            make_model(settings.student_model, shape, data.num_classes),
+            steps=settings.student_steps,
+            batch_size=settings.student_batch_size,
+            unlabelled=settings.student_unlabelled,
+            learning_rate=settings.student_learning_rate,
+            seed=settings.seed,
+        ),
+        epsilon_ceiling=math.inf if settings.epsilon is None else settings.epsilon,
+        delta=delta,
+        units=units,
+        counts_public=settings.unit is None,
+        reproducible_seed=settings.seed if settings.reproducible_noise else None,
+    )
+
+
+def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choice":
+    """Which queries are asked, and how many before the next student."""
+    import numpy as np
+
+    from accountants.calibration import calibrate_steps
+    from marauder_dp.errors import PlanError
+    from marauder_dp.pate.queries import Choice
+
+    given: tuple[int, ...] = ()
+    if settings.given is not None:
+        try:
+            numbers = np.load(settings.given, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise PlanError(f"can't read --given_queries={settings.given} as a .npy file: {error}") from error
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
+            raise PlanError(f"--given_queries must hold a list of whole numbers; got {numbers.dtype} of shape {numbers.shape}")
+        if not 0 <= numbers.min() <= numbers.max() < settings.public:
+            raise PlanError(f"--given_queries must be numbers of public examples, from 0 to {settings.public - 1}")
+        given = tuple(numbers.tolist())
+    limit = min(len(given) or settings.public, settings.queries or settings.public)
+    affordable = limit
+    if settings.epsilon is not None:
+        affordable = min(limit, calibrate_steps(voting.query_event, epsilon=settings.epsilon, delta=delta))
+        if not affordable:
+            raise PlanError(
+                f"not even one query fits below --epsilon={settings.epsilon:g} with noise of {voting.sigma_votes:g} votes: "
+                "raise --epsilon, --sigma_votes or --teachers"
+            )
+    # One round unless queries or checks depend on a student.
+    several = settings.choice == "uncertainty" or settings.mechanism == "interactive_gnmax"
+    each = settings.round or (math.ceil(affordable / _ROUNDS) if several else limit)
+    return Choice(settings.choice, limit, each, settings.seed, given)
+
+
+def main() -> int:
+    """Plans, trains, asks, reports; returns the exit code."""
+    with launch.StopSignals() as stop:
+        return _main(stop)
+
+
+def _main(stop: launch.StopSignals) -> int:
+    settings = settings_from_flags()
+    workdir = Path(WORKDIR.value or f"runs/pate-{settings.dataset}").expanduser()
+
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
+    from marauder_dp.pate import session
+    from marauder_dp.run_directory import RunDirectory
+    from marauder_dp.session import check_same_settings
+
+    if workdir.exists():
+        check_same_settings(RunDirectory(workdir), dataclasses.asdict(settings))
+    launch.use_compilation_cache(CACHE.value)
+    job = prepare(settings)
+    print("Plan:")
+    print(pate_describe.plan_text(job))
+    if settings.reproducible_noise:
+        print("WARNING: --reproducible_noise voids the guarantee for anyone who knows the seed; never publish this student")
+    if DRY_RUN.value:
+        return launch.DONE
+    print(flush=True)
+    directory = RunDirectory(workdir)
+    result = session.run(
+        job, directory, should_stop=lambda: stop.received is not None, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    if not result.finished:
+        print("stopped; the same command goes on from here")
+        return 128 + int(stop.received or 0)
+    _show(job, directory, result)
+    return launch.DONE
+
+
+def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
+    """The end of a run, for people."""
+    from accountants.pate.command import analysis_text
+    from accountants.report import caveats, text_table
+
+    assert result.breakdown is not None
+    folder, python = launch.short(directory.path), launch.short(Path(sys.executable))
+    warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
+    answered = sum(answer.answered for answer in result.answers)
+    print("", *warnings, text_table(result.breakdown), "", sep="\n")
+    if result.analysis is not None:
+        print(analysis_text(result.analysis), "", sep="\n")
+    why = f"the next might have passed ε = {job.epsilon_ceiling:g}" if result.exhausted else "there were no more queries"
+    print(f"queries        {len(result.answers):,} asked, {answered:,} answered; then {why}")
+    if result.test_accuracy is None:
+        print("student        none: no query was answered; lower --threshold or raise --epsilon")
+    else:
+        print(f"test accuracy  {result.test_accuracy:.2%} of the student, on {len(job.public.test_y):,} held-out examples")
+    print(f"ledger head    {result.head}")
+    print(
+        f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/ (student)"
+    )
+    print(f"check it       {python} -m accountants verify {folder}/privacy.json; {python} -m accountants replay {folder}")
+
+
+if __name__ == "__main__":
+    launch.run(main)
