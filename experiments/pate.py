@@ -311,10 +311,9 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     else:
         print(f"test accuracy  {result.test_accuracy:.2%} of the student, on {len(job.public.test_y):,} held-out examples")
     print(f"ledger head    {result.head}")
-    print(
-        f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/ (student)"
-    )
-    print(f"check it       {python} -m accountants verify {folder}/privacy.json; {python} -m accountants replay {folder}")
+    print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
+    print(f"check it       {python} -m accountants verify {folder}/privacy.json")
+    print(f"               {python} -m accountants replay {folder}")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
         ),
         "released": (
             f"The answers to {len(answers):,} queries about public examples ({answered:,} labels, the rest refusals), all in "
-            "the ledger; the student that learned from them; the ledger and this statement. They may be given to anyone. Teachers, "
-            "votes and the data-dependent costs stay with the operator."
+            "the ledger; the student that learned from them; the ledger and this statement. They may be given to anyone. "
+            "Teachers, votes and the data-dependent costs stay with the operator."
         ),
         "unit": (
             "One training example. It is seen by one teacher alone, the one that a keyed hash of its number picks, so it moves "
