@@ -43,7 +43,7 @@ class Budget:
         self.epsilon_ceiling = float(epsilon_ceiling)
         self.delta = open_unit(delta, "delta")
         self._ledger = ledger
-        self._accountant: Accountant = make_accountant(accountant, neighbouring_relation=ledger.contents.neighbouring_relation)
+        self._accountant: Accountant = make_accountant(accountant, neighbouring_relation=ledger.neighbouring_relation)
         self._counts: dict[DpEvent, int] = {}
         self._fits: dict[DpEvent, int] = {}  # counts whose joint ε, below, is known
         self._fits_epsilon = math.inf
@@ -109,8 +109,8 @@ class Budget:
 
     def _catch_up(self) -> None:
         """Composes what the ledger has gained since the last look."""
-        charges = self._ledger.contents.charges
-        for charge in charges[self._seen :]:
+        charges = self._ledger.charges_from(self._seen)
+        for charge in charges:
             self._accountant.compose(charge.event, charge.count)
             self._counts[charge.event] = self._counts.get(charge.event, 0) + charge.count
-        self._seen = len(charges)
+        self._seen += len(charges)
