@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accountants import chained
-from accountants.domains import MAX_COUNT, whole
+from accountants.domains import whole
 from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.event_json import from_dict
 from accountants.events import ComposedDpEvent, DpEvent, NeighbouringRelation, PoissonSampledDpEvent, as_relation
@@ -31,11 +31,10 @@ _FIELDS = {
     "commitment": {"kind", "prev", "hash", "path", "content"},
     "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
 }
-_CHARGE_LINE = re.compile(
-    rb'\{"count":(0|[1-9][0-9]{0,15}),"event":(\{.*\}),"hash":"([0-9a-f]{64})","kind":"charge","path":"([a-z0-9_/{},]+)",'
-    rb'"prev":"([0-9a-f]{64})"\}'
-)
-_MAX_EVENTS = 100_000
+_PREV = slice(-66, None)
+"""Where a line holds the hash of the line before: 64 digits and `"}`."""
+
+_MAX_SEEN = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +156,10 @@ def parse(raw: bytes) -> LedgerContents | None:
     commitments: list[Commitment] = []
     hashes: list[str] = []
     header: dict[str, Any] = {}
-    events: dict[bytes, DpEvent] = {}  # by their canonical text
+    seen: dict[tuple[bytes, ...], Charge] = {}  # by their canonical text
     head = chained.GENESIS
     for number, line in enumerate(lines, start=1):
-        known = _known_charge(line, head, events)
+        known = _known_charge(line, head, seen)
         if known is not None:
             charge, head = known
             charges.append(charge)
@@ -174,9 +173,11 @@ def parse(raw: bytes) -> LedgerContents | None:
             if record["kind"] == "header":
                 header = record
             elif record["kind"] == "charge":
-                charges.append(Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count")))
-                if len(events) < _MAX_EVENTS:
-                    events[chained.canonical(record["event"])] = charges[-1].event
+                charge = Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count"))
+                charges.append(charge)
+                if len(seen) < _MAX_SEEN:
+                    before, _, between = _around_hashes(line)
+                    seen[before, between] = charge
             elif record["kind"] == "commitment":
                 commitments.append(Commitment(check_path(record["path"]), record["content"]))
         except AccountingError as error:
@@ -202,25 +203,23 @@ def _check_content(record: Mapping[str, Any]) -> None:
         raise LedgerError("the content of a commitment must be an object")
 
 
-def _known_charge(line: bytes, prev: str, events: Mapping[bytes, DpEvent]) -> tuple[Charge, str] | None:
-    """What `check_line` would find, for a sound charge of an event seen before; None for anything else, or if in doubt.
+def _known_charge(line: bytes, prev: str, seen: Mapping[tuple[bytes, ...], Charge]) -> tuple[Charge, str] | None:
+    """What `check_line` would find, for a sound line that charges what an earlier one did; None for any other, or if in doubt.
 
-    It spares millions of lines the JSON: a line of this form, whose event is the canonical text of a known one, is canonical.
+    It spares millions of lines the JSON: such a line differs from that earlier one, which is canonical, in its hashes alone.
     """
-    match = _CHARGE_LINE.fullmatch(line)
-    if match is None:
+    before, digest, between = _around_hashes(line)
+    charge = seen.get((before, between))
+    if charge is None or not line.endswith(prev.encode() + b'"}'):
         return None
-    count, text, digest, path, before = match.groups()
-    event = events.get(text)
-    if event is None or before.decode() != prev or int(count) > MAX_COUNT:
-        return None
-    start = match.start(3) - len(b'"hash":"')
-    if hashlib.sha256(line[:start] + line[match.end(3) + len(b'",') :]).hexdigest().encode() != digest:
-        return None
-    try:
-        return Charge(check_path(path.decode()), event, int(count)), digest.decode()
-    except AccountingError:
-        return None
+    found = hashlib.sha256(before + between[len(b'",') :] + line[_PREV]).hexdigest()
+    return (charge, found) if found.encode() == digest else None
+
+
+def _around_hashes(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands before the hash of a line, the hash, and what stands from there to the hash of the line before."""
+    before, _, rest = line.partition(b'"hash":"')
+    return before, rest[:64], rest[64 : _PREV.start]
 
 
 def check_path(path: Any) -> str:

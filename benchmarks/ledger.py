@@ -45,7 +45,8 @@ def _ledger(path: Path, events: int) -> None:
     read = time.perf_counter()
     breakdown = break_down(contents.charges, 1e-5)
     end = time.perf_counter()
-    _row(f"reading and verifying {len(contents.hashes):,} lines ({path.stat().st_size / 2**20:,.0f} MiB)", f"{read - start:.1f} s")
+    size = f"{len(contents.hashes):,} lines ({path.stat().st_size / 2**20:,.0f} MiB)"
+    _row(f"reading and verifying {size}", f"{read - start:.1f} s")
     _row(f"ε of the whole ({breakdown.epsilon:.4g}) and breakdown into {len(breakdown.components)}", f"{end - read:.1f} s")
 
 
