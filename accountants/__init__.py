@@ -56,6 +56,7 @@ from accountants.pld import PldAccountant
 from accountants.policy import Policy, parse_policy, read_policy
 from accountants.profile import GdpBound, Profile, bayes_risk, gdp, profile
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp
+from accountants.shared_budget import SharedBudget
 from accountants.version import __version__
 from accountants.zcdp import zcdp
 
@@ -104,6 +105,7 @@ __all__ = [
     "ReportNoisyMaxDpEvent",
     "SampledWithoutReplacementDpEvent",
     "SelfComposedDpEvent",
+    "SharedBudget",
     "SingleEpochTreeAggregationDpEvent",
     "TruncatedSubsampledGaussianDpEvent",
     "UnsupportedEventError",

@@ -43,6 +43,11 @@ class OdometerReading:
 class Filter:
     """Stops before (ε, δ) is passed. Events may be chosen adaptively.
 
+    Attributes:
+      order: Rényi order at which divergences are added up.
+      allowance: what they may add up to.
+      promise: (ε, δ).
+
     Example:
       >>> from accountants import Filter, GaussianDpEvent
       >>> stop = Filter(epsilon=1.0, delta=1e-5)
@@ -76,14 +81,14 @@ class Filter:
         if typical_event is not None:
             typical = RdpAccountant(orders, neighbouring_relation=neighbouring_relation).compose(typical_event)
             costs = tuple(typical.rdp.tolist())
-        self.order, self._budget = _allowance(orders, costs, positive(epsilon, "epsilon"), open_unit(delta, "delta"))
+        self.order, self.allowance = _allowance(orders, costs, positive(epsilon, "epsilon"), open_unit(delta, "delta"))
         self._accountant = RdpAccountant((self.order,), neighbouring_relation=neighbouring_relation)
         self.promise = FilterPromise(float(epsilon), float(delta), self._accountant.neighbouring_relation)
 
     def would_exceed(self, event: Any, count: int = 1) -> bool:
         """Whether charging `count` runs of `event` would pass the budget. Charges nothing."""
         after = self._accountant.rdp + self._accountant.divergence(event, count)
-        return not float(after[0]) <= self._budget
+        return not float(after[0]) <= self.allowance
 
     def charge(self, event: Any, count: int = 1) -> None:
         """Counts `count` runs of `event`, which may be released after it returns.
@@ -101,7 +106,7 @@ class Filter:
     @property
     def remaining(self) -> float:
         """The part of the Rényi budget that is left, from 1 to 0."""
-        return 1 - float(self._accountant.rdp[0]) / self._budget if self._budget else 0.0
+        return 1 - float(self._accountant.rdp[0]) / self.allowance if self.allowance else 0.0
 
 
 class Odometer:
