@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accountants import conversion
 from accountants.domains import open_unit, positive
@@ -154,16 +155,24 @@ class Odometer:
 
 
 @functools.lru_cache(maxsize=256)
-def _allowance(orders: tuple[float, ...], costs: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
-    """The order at which most fit into (ε, δ) of what costs `costs`, and the largest Rényi divergence there that is (ε, δ)-DP.
-
-    A Gaussian's divergence is proportional to the order.
-    """
+def allowances(orders: tuple[float, ...], epsilon: float, delta: float) -> NDArray[np.float64]:
+    """The largest Rényi divergence at each order that is (ε, δ)-DP: (k,), read-only."""
     alpha = np.asarray(orders)
     low, high = np.zeros_like(alpha), np.full_like(alpha, epsilon + 1.0)
     for _ in range(60):
         middle = 0.5 * (low + high)
         fits = conversion.each(alpha, middle, delta) <= epsilon
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    low.setflags(write=False)
+    return low
+
+
+@functools.lru_cache(maxsize=256)
+def _allowance(orders: tuple[float, ...], costs: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
+    """The order at which most fit into (ε, δ) of what costs `costs`, and the allowance there.
+
+    A Gaussian's divergence is proportional to the order.
+    """
+    low = allowances(orders, epsilon, delta)
     best = int(np.argmax(low / np.maximum(costs, 1e-300)))
     return orders[best], float(low[best])

@@ -20,8 +20,8 @@ import numpy as np
 from accountants.accountant import make_accountant
 from accountants.domains import open_unit, positive
 from accountants.errors import BudgetExceededError, LedgerError, UnsupportedEventError
-from accountants.events import ComposedDpEvent, DpEvent, NeighbouringRelation, SelfComposedDpEvent, as_relation
-from accountants.filters import Filter
+from accountants.events import DpEvent, NeighbouringRelation, as_relation
+from accountants.filters import Filter, allowances
 from accountants.policy import ALL, Ceiling, Policy
 from accountants.rdp import RdpAccountant
 from accountants.report import upper
@@ -155,7 +155,7 @@ def admit(scope: Scope, relation: NeighbouringRelation, held: Counts, more: Coun
     try:
         if order == 0:
             raise UnsupportedEventError("what this scope holds has no Rényi divergence")
-        chosen = _filter(ceiling, relation, order, None if order else _composed(more))
+        chosen = _filter(ceiling, relation, order or _best_order(ceiling, relation, tuple(more.items())))
         spent = _divergence(held, chosen.order, relation) + _divergence(more, chosen.order, relation)
         if spent <= chosen.allowance:
             return Admission(chosen.order, exact=False)
@@ -197,9 +197,27 @@ def _of_one(event: DpEvent, order: float, relation: NeighbouringRelation) -> flo
 
 
 @functools.lru_cache(maxsize=256)
-def _filter(ceiling: Ceiling, relation: NeighbouringRelation, order: float | None, typical: DpEvent | None) -> Filter:
-    kwargs: dict[str, Any] = {"epsilon": ceiling.epsilon, "delta": ceiling.delta, "neighbouring_relation": relation}
-    return Filter(**kwargs, order=order, typical_event=typical)
+def _filter(ceiling: Ceiling, relation: NeighbouringRelation, order: float) -> Filter:
+    return Filter(epsilon=ceiling.epsilon, delta=ceiling.delta, neighbouring_relation=relation, order=order)
+
+
+@functools.lru_cache(maxsize=256)
+def _best_order(ceiling: Ceiling, relation: NeighbouringRelation, first: tuple[tuple[DpEvent, int], ...]) -> float:
+    """The order that leaves most room beside what is reserved first, be it for more of the same or for Gaussian mechanisms.
+
+    Of both, the one that comes off worse compared with its own best order decides: an order that suits a Laplace mechanism
+    alone would leave no room for anything else.
+    """
+    accountant = RdpAccountant(neighbouring_relation=relation)
+    for event, count in first:
+        accountant.compose(event, count)
+    orders, costs = np.asarray(accountant.orders), np.clip(accountant.rdp, 1e-300, 1e300)
+    allowed = allowances(accountant.orders, ceiling.epsilon, ceiling.delta)
+    left = allowed - costs
+    if not (left > 0).any():
+        return float(orders[np.argmax(allowed / costs)])
+    room = [left / cost for cost in (costs, orders)]
+    return float(orders[np.argmax(np.min([some / some.max() for some in room], axis=0))])
 
 
 @functools.lru_cache(maxsize=256)
@@ -208,10 +226,6 @@ def _exact(counts: tuple[tuple[DpEvent, int], ...], delta: float, relation: Neig
     for event, count in counts:
         accountant.compose(event, count)
     return accountant.get_epsilon(delta)
-
-
-def _composed(counts: Counts) -> DpEvent:
-    return ComposedDpEvent(tuple(SelfComposedDpEvent(event, count) for event, count in counts.items()))
 
 
 def _ceiling(table: Any) -> Ceiling:

@@ -37,6 +37,7 @@ def plan_text(settings: Settings, job: "Job") -> str:
         rows.append(("augmented", f"{settings.augmentations} copies of an image, averaged before clipping"))
     if plan.private:
         rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
+        rule += " or the policy's" if settings.policy is not None else ""
         basis = "given" if settings.epsilon is None else "calibrated to the target"
         rows += [
             ("clipping", _CLIPPING[plan.clipping].format(f"{plan.clip_norm:g}")),

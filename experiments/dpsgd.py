@@ -76,7 +76,7 @@ def settings_from_flags() -> Settings:
       PlanError: flags contradict each other.
     """
     from marauder_dp.errors import PlanError
-    from marauder_dp.policy import find_policy
+    from marauder_dp.policy import Permit, find_policy
 
     default = preset(DATASET.value)
     pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
@@ -102,6 +102,9 @@ def settings_from_flags() -> Settings:
     policy = find_policy(POLICY.value, DATA_DIR.value, DATASET.value)
     if policy is None and (COHORT.value or PURPOSE.value):
         raise PlanError("--cohort and --purpose are those of a policy, and there is none beside the data; give --policy")
+    delta = DELTA.value
+    if policy is not None and delta is None:
+        delta = Permit.of(policy, release="model", cohort=COHORT.value, purpose=PURPOSE.value).delta
     calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
     optimizer = pick(OPTIMIZER, default.optimizer)
     return Settings(
@@ -111,7 +114,7 @@ def settings_from_flags() -> Settings:
         epsilon=pick(EPSILON, default.epsilon) if calibrated else None,
         noise_multiplier=NOISE_MULTIPLIER.value,
         epsilon_ceiling=EPSILON_CEILING.value,
-        delta=DELTA.value,
+        delta=delta,
         neighbouring_relation=RELATION.value,
         clipping=CLIPPING.value,
         clip_norm=pick(CLIP_NORM, default.clip_norm),

@@ -94,6 +94,14 @@ class Permit:
             )
         return cls(policy, path, Purse(release, cohort, purpose))
 
+    @property
+    def delta(self) -> float:
+        """The least δ of the ceilings that the run comes under."""
+        policy, purse = self.policy, self.purse
+        ceilings = [c.ceiling for name, c in policy.cohorts.items() if purse.cohort in (ALL, name)]
+        ceilings += [policy.purposes[purse.purpose].ceiling] if purse.purpose else []
+        return min(ceiling.delta for ceiling in (policy.ceiling, *ceilings))
+
     def select(self, dataset: Dataset) -> tuple[Dataset, NDArray[np.int64]]:
         """The cohort's part of the data, and its row numbers.
 
