@@ -42,8 +42,8 @@ def plan_text(job: "Job") -> str:
         ),
         (
             "",
-            f"{job.ensemble.chunk} together on {_counted(job.ensemble.mesh.size, 'device')}, in {_counted(job.ensemble.waves, 'wave')}; "
-            f"compiled once, in {job.ensemble.compile_seconds:.1f} s",
+            f"{job.ensemble.chunk} together on {_counted(job.ensemble.mesh.size, 'device')}, in "
+            f"{_counted(job.ensemble.waves, 'wave')}; compiled once, in {job.ensemble.compile_seconds:.1f} s",
         ),
         ("voting", f"{voting.mechanism}: {check}{noise} on each count"),
         (
