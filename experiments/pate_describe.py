@@ -42,8 +42,8 @@ def plan_text(job: "Job") -> str:
         ),
         (
             "",
-            f"{job.ensemble.chunk} together on each of {job.ensemble.mesh.size} devices, in {job.ensemble.waves} waves; "
-            f"compiled once, in {job.ensemble.compile_seconds:.1f} s",
+            f"{job.ensemble.chunk} together on {_counted(job.ensemble.mesh.size, 'device')}, in "
+            f"{_counted(job.ensemble.waves, 'wave')}; compiled once, in {job.ensemble.compile_seconds:.1f} s",
         ),
         ("voting", f"{voting.mechanism}: {check}{noise} on each count"),
         (
@@ -68,6 +68,10 @@ def plan_text(job: "Job") -> str:
     return "\n".join(f"  {name:<12}{text}" for name, text in rows)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 def _fits(job: "Job") -> int:
     from accountants.calibration import calibrate_steps
 
@@ -87,4 +91,4 @@ def _preset_settings(settings: PateSettings) -> PateSettings:
     known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(PateSettings)}
     values: dict[str, Any] = {name: getattr(default, name) for name in known}
     values |= dict.fromkeys(("queries", "threshold", "sigma_threshold", "sigma_votes", "given", "round", "unit"))
-    return dataclasses.replace(settings, **values, mechanism="confident_gnmax", choice="random")
+    return dataclasses.replace(settings, **values, owners=None, choice="random")
