@@ -1,4 +1,4 @@
-"""A short run of the harness in `benchmarks/kills.py`, in a process of its own: it forks, and must not share JAX with the tests."""
+"""A short run of the harness in `benchmarks/kills.py`, in a process of its own: it forks, which a process with JAX must not."""
 
 import subprocess
 import sys
