@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from accountants import GaussianDpEvent, Ledger, PoissonSampledDpEvent, break_down, read_ledger
+from accountants import GaussianDpEvent, Ledger, PoissonSampledDpEvent, SharedBudget, break_down, parse_policy, read_ledger
 
 _BATCH = 1000
 
@@ -24,6 +24,7 @@ def main() -> None:
     print("| what | figure |\n|---|---|")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         _ledger(Path(folder) / "ledger.jsonl", args.events)
+        _budget(Path(folder) / "budget.jsonl")
 
 
 def _ledger(path: Path, events: int) -> None:
@@ -48,6 +49,37 @@ def _ledger(path: Path, events: int) -> None:
     size = f"{len(contents.hashes):,} lines ({path.stat().st_size / 2**20:,.0f} MiB)"
     _row(f"reading and verifying {size}", f"{read - start:.1f} s")
     _row(f"ε of the whole ({breakdown.epsilon:.4g}) and breakdown into {len(breakdown.components)}", f"{end - read:.1f} s")
+
+
+def _budget(path: Path) -> None:
+    event = PoissonSampledDpEvent(0.001, GaussianDpEvent(4.0))
+    with SharedBudget.create(path, parse_policy(_POLICY)) as budget:
+        start, n = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - start) < 4:
+            budget.reserve([("a", event, 1)], release="model", draw=True)
+            n += 1
+        _row("reservations checked against the ceiling, an fsync each", f"{n / seconds:,.0f} a second")
+        name = budget.reserve([("a", event, 100_000)], release="model").id
+        start, n = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - start) < 2:
+            budget.draw(name, "a", 1)
+            n += 1
+        _row("draws, an fsync each", f"{n / seconds:,.0f} a second")
+
+
+_POLICY = b"""
+[data]
+name = "nothing"
+description = "for timing"
+neighbouring_relation = "add_or_remove_one"
+unit = "example"
+public = []
+[ceiling]
+epsilon = 8.0
+delta = 1e-6
+[release]
+model = "nobody"
+"""
 
 
 def _row(what: str, figure: str) -> None:
