@@ -91,7 +91,7 @@ def test_bad_sweeps_are_one_line(tmp_path, arguments, message):
 def test_a_sweep_under_a_policy_adds_up_and_stops_at_the_ceiling(tmp_path):
     (tmp_path / "policy.toml").write_text(POLICY)
     acc.SharedBudget.create(tmp_path / "budget.jsonl", acc.read_policy(tmp_path / "policy.toml")).close()
-    arguments = ("--grid=learning_rate=0.1,0.5,0.2", f"--flags=--steps=20 --epsilon=1.5 --policy={tmp_path}")
+    arguments = ("--grid=learning_rate=0.1,0.5,0.2", f"--flags=--steps=20 --epsilon=1.8 --policy={tmp_path}")
     code, out, _ = swept(f"--workdir={tmp_path}/sweep", "--jobs=2", *arguments)
     assert code == 3, out  # the third does not fit
     table = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").open()))
