@@ -110,8 +110,9 @@ def break_down(
         # A part never costs more than the whole, and two intervals may overlap.
         return min(compose(paths, name).get_epsilon(delta), interval.upper)
 
-    order, divergences = _divergences(charges, paths, delta, relation)
-    shares = _shares(divergences)
+    order, by_charge = divergences(charges, delta, relation)
+    spends = [math.fsum(parts.get(path, 0.0) for parts in by_charge) for path in paths]
+    shares = _shares(spends)
     components = tuple(
         Component(
             path=path,
@@ -122,7 +123,7 @@ def break_down(
         )
         for i, path in enumerate(paths)
     )
-    spent = math.fsum(divergences) if all(map(math.isfinite, divergences)) else math.inf
+    spent = math.fsum(spends) if all(map(math.isfinite, spends)) else math.inf
     return Breakdown(
         epsilon=interval.upper,
         lower=interval.lower,
@@ -136,10 +137,10 @@ def break_down(
     )
 
 
-def _divergences(
-    charges: Sequence[Charge], paths: Sequence[str], delta: float, relation: NeighbouringRelation
-) -> tuple[float, list[float]]:
-    """The optimal order of everything, and each component's Rényi divergence there.
+def divergences(
+    charges: Sequence[Charge], delta: float, relation: NeighbouringRelation
+) -> tuple[float, list[dict[str, float]]]:
+    """The optimal order of everything, and for each charge the Rényi divergence there of each of its components.
 
     What several components share is split in proportion to what each would have cost alone.
 
@@ -156,13 +157,15 @@ def _divergences(
         order = rdp.convert(sum(curves, np.zeros(len(rdp.orders))), delta)[1]
         index = rdp.orders.index(order)
         divergence = lambda event, count: float(rdp.divergence(event, count)[index])  # noqa: E731
-    spends = dict.fromkeys(paths, 0.0)
+    spends = []
     for charge in charges:
         whole = divergence(charge.event, charge.count)
         alone = [divergence(charge.only([part]), charge.count) for part in charge.parts] if len(charge.parts) > 1 else [whole]
+        parts = dict.fromkeys(charge.parts, 0.0)
         for part, share in zip(charge.parts, _shares(alone), strict=True):
-            spends[part] += whole * share if share else 0.0
-    return order, list(spends.values())
+            parts[part] += whole * share if share else 0.0
+        spends.append(parts)
+    return order, spends
 
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:

@@ -1,0 +1,88 @@
+"""Building blocks of the charts: axes with margins in pixels, numbers on ticks, lines that differ in more than colour."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from accountants.html.svg import COLOURS, SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DASHES: Sequence[Any] = ("-", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)))
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def narrow(figure: "Figure") -> bool:
+    """Whether it is for a small screen."""
+    return bool(figure.get_figwidth() * 72 < 480)
+
+
+def axes(figure: "Figure", left: float = 58, bottom: float = 44, right: float = 16, top: float = 12) -> "Axes":
+    """Axes that leave margins of so many pixels."""
+    width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
+    return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+
+
+def series(number: int) -> str:
+    """Colour of series `number`."""
+    return COLOURS[f"s{number % SERIES}"]
+
+
+def line_style(number: int, of: int) -> dict[str, Any]:
+    """Colour and dashes of line `number` among `of`."""
+    return {"color": series(number), "linestyle": DASHES[number % len(DASHES)] if of > 1 else "-"}
+
+
+def plain_ticks(ax: "Axes", which: str = "xy") -> None:
+    """1,200 instead of 1.2e3, and few of them."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for name in which:
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axis.set_major_locator(MaxNLocator(5 if name == "x" else 6))
+
+
+def log_ticks(ax: "Axes", which: str) -> None:
+    """10⁻⁵ as text, no minor ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for name in which:
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_locator(LogLocator(10, numticks=7))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+
+
+def number(value: float) -> str:
+    """For a tick: 1,200; 35M; 0.25."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:,.4g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("-", "−")
+
+
+def power(value: float) -> str:
+    """10⁻⁵ for 1e-5."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    text = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return text if mantissa == "1" else f"{mantissa}·{text}"
+
+
+def percent(value: float) -> str:
+    """For a tick of a share."""
+    return f"{100 * value:.4g} %"
+
+
+def percent_ticks(ax: "Axes", which: str) -> None:
+    """Shares as per cent."""
+    from matplotlib.ticker import FuncFormatter
+
+    for name in which:
+        getattr(ax, f"{name}axis").set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+
+
+def legend(ax: "Axes", place: str = "best", columns: int = 1) -> None:
+    """Of the labelled artists."""
+    ax.legend(loc=place, ncols=columns, handlelength=2.4, borderaxespad=0.3, labelspacing=0.3)
