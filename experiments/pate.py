@@ -8,8 +8,6 @@ The same command takes up an interrupted run from its --workdir, at whichever ph
 """
 
 import dataclasses
-import functools
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,17 +15,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from experiments import launch, pate_describe
+from experiments import launch, pate_describe, pate_job
 from experiments.pate_settings import PateSettings, preset
 
 if TYPE_CHECKING:
-    from marauder_dp.pate.queries import Choice
     from marauder_dp.pate.session import Job, Result
-    from marauder_dp.pate.voting import VotingPlan
     from marauder_dp.run_directory import RunDirectory
 
 _PRESET = "default: the data set's preset"
-_ROUNDS = 5
 _CALIBRATED = "in votes; default: from --teachers, the classes, --epsilon and --delta"
 
 DATASET = flags.DEFINE_string("dataset", "digits", "digits, mnist, fashion_mnist, adult, or a tensorflow-datasets name.")
@@ -45,10 +40,13 @@ TEACHER_AUGMENTATION = flags.DEFINE_bool(
 CHUNK = flags.DEFINE_integer("chunk", None, "Teachers trained together on a device; default: what suits cache and memory.")
 DEVICES = flags.DEFINE_integer("cpu_devices", None, "On a CPU: host devices to share the teachers; default: one for each core.")
 UNIT = flags.DEFINE_string("unit", None, "A .npy file of whose each training example is: all of one id go to one teacher.")
-MECHANISM = flags.DEFINE_string("mechanism", "confident_gnmax", "confident_gnmax, interactive_gnmax, gnmax or lnmax.")
+OWNERS = flags.DEFINE_string(
+    "owners", None, "A folder with a folder for each data owner (x.npy, y.npy, perhaps ids.npy): one teacher for each."
+)
+MECHANISM = flags.DEFINE_string("mechanism", None, f"confident_gnmax, interactive_gnmax, gnmax or lnmax; {_PRESET}.")
 EPSILON = flags.DEFINE_float("epsilon", None, f"Ceiling: no query is answered that might pass it; {_PRESET}, unless --queries.")
 QUERIES = flags.DEFINE_integer("queries", None, "The most queries that are asked; default: as many as the ceiling allows.")
-DELTA = flags.DEFINE_float("delta", None, "Default: the largest power of ten up to 1/(10 n).")
+DELTA = flags.DEFINE_float("delta", None, "Default: the preset's, or the largest power of ten up to 1/(10 n).")
 THRESHOLD = flags.DEFINE_float("threshold", None, f"Votes that a query's largest count must reach; {_CALIBRATED}.")
 SIGMA_THRESHOLD = flags.DEFINE_float("sigma_threshold", None, f"Noise of that check, {_CALIBRATED}.")
 SIGMA_VOTES = flags.DEFINE_float("sigma_votes", None, f"Noise on each count, {_CALIBRATED}.")
@@ -62,6 +60,7 @@ STUDENT_UNLABELLED = flags.DEFINE_integer(
     "student_unlabelled", None, f"Unlabelled examples for each of those; 0: learn from labels alone; {_PRESET}."
 )
 STUDENT_RATE = flags.DEFINE_float("student_learning_rate", None, f"Of Adam; {_PRESET}.")
+STUDENT_PENALTY = flags.DEFINE_float("student_penalty", None, f"λ of λ/2 ‖weights‖² in the student's loss; {_PRESET}.")
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of partitions, parameters and order of queries; public, nothing to do with the noise.", 0, 2**32 - 1
 )
@@ -88,10 +87,14 @@ def settings_from_flags() -> PateSettings:
     choice = CHOICE.value or ("random" if GIVEN.value is None else "given")
     if (choice == "given") != (GIVEN.value is not None):
         raise PlanError("--choice=given and --given_queries (a file of numbers) go together")
+    if OWNERS.value is not None and (TEACHERS.value is not None or UNIT.value is not None):
+        raise PlanError(
+            "with --owners there is one teacher for each of them, and ids come with their files: drop --teachers and --unit"
+        )
     return PateSettings(
         dataset=DATASET.value,
         public=pick(PUBLIC, default.public),
-        teachers=pick(TEACHERS, default.teachers),
+        teachers=None if OWNERS.value is not None else pick(TEACHERS, default.teachers),
         teacher_model=pick(TEACHER_MODEL, default.teacher_model),
         teacher_epochs=pick(TEACHER_EPOCHS, default.teacher_epochs),
         teacher_batch_size=pick(TEACHER_BATCH, default.teacher_batch_size),
@@ -99,10 +102,11 @@ def settings_from_flags() -> PateSettings:
         teacher_augmentation=pick(TEACHER_AUGMENTATION, default.teacher_augmentation),
         chunk=CHUNK.value,
         unit=UNIT.value,
-        mechanism=MECHANISM.value,
+        owners=OWNERS.value,
+        mechanism=pick(MECHANISM, default.mechanism),
         epsilon=epsilon,
         queries=QUERIES.value,
-        delta=DELTA.value,
+        delta=pick(DELTA, default.delta),
         threshold=THRESHOLD.value,
         sigma_threshold=SIGMA_THRESHOLD.value,
         sigma_votes=SIGMA_VOTES.value,
@@ -114,143 +118,10 @@ def settings_from_flags() -> PateSettings:
         student_batch_size=pick(STUDENT_BATCH, default.student_batch_size),
         student_unlabelled=pick(STUDENT_UNLABELLED, default.student_unlabelled),
         student_learning_rate=pick(STUDENT_RATE, default.student_learning_rate),
+        student_penalty=pick(STUDENT_PENALTY, default.student_penalty),
         seed=SEED.value,
         reproducible_noise=REPRODUCIBLE_NOISE.value,
     )
-
-
-def prepare(settings: PateSettings) -> "Job":
-    """Loads the data, splits it, plans and compiles; nothing is trained or released yet.
-
-    Raises:
-      MarauderError: whatever is wrong with data, settings or model.
-    """
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    from marauder_dp import augmentation
-    from marauder_dp.datasets import load_dataset
-    from marauder_dp.errors import PlanError
-    from marauder_dp.models import cross_entropy, make_model
-    from marauder_dp.pate import calibration
-    from marauder_dp.pate.distortions import affine
-    from marauder_dp.pate.partitions import partition
-    from marauder_dp.pate.session import Job, PublicExamples
-    from marauder_dp.pate.student import StudentTraining
-    from marauder_dp.pate.teachers import TeacherTraining, compile_ensemble
-    from marauder_dp.plan import check_delta, default_delta
-    from marauder_dp.units import read_ids
-
-    data = load_dataset(settings.dataset, DATA_DIR.value)
-    held_out, n = len(data.test_y), data.num_examples
-    if not 1 <= settings.public < held_out:
-        raise PlanError(
-            f"--public must be from 1 to {held_out - 1:,}, so that examples are left to test on; got {settings.public}"
-        )
-    missing = sorted(set(range(data.num_classes)) - set(np.unique(data.train_y).tolist()))
-    if missing:
-        raise PlanError(
-            f"no training example has class {missing[0]}, so no teacher can vote for it; leave it out of the labels"
-        )
-    ids = np.arange(n) if settings.unit is None else read_ids(settings.unit)
-    if len(ids) != n:
-        raise PlanError(f"--unit has {len(ids):,} ids for {n:,} training examples")
-    partitions = partition(ids, settings.teachers, seed=settings.seed)
-    units = len(np.unique(ids))
-    delta = default_delta(units) if settings.delta is None else check_delta(settings.delta)
-    voting = calibration.plan_voting(
-        settings.teachers,
-        data.num_classes,
-        delta,
-        epsilon=settings.epsilon,
-        mechanism=settings.mechanism,
-        threshold=settings.threshold,
-        sigma_threshold=settings.sigma_threshold,
-        sigma_votes=settings.sigma_votes,
-    )
-    shape = data.train_x.shape[1:]
-    teacher = make_model(settings.teacher_model, shape, data.num_classes)
-    loss = cross_entropy(teacher)
-    if settings.teacher_augmentation:
-        if len(shape) != 3:
-            raise PlanError(
-                f"--teacher_augmentation changes images, but an example of {settings.dataset} has the shape {shape}"
-            )
-        loss = augmentation.loss_of_augmented(loss, functools.partial(affine, turn=0.25, scale=0.15, shear=0.2), 1)
-    training = TeacherTraining(
-        init=lambda key: teacher.init(key, jnp.zeros(shape))["params"],
-        loss_fn=loss,
-        optimizer=optax.adam(settings.teacher_learning_rate),
-        epochs=settings.teacher_epochs,
-        batch_size=settings.teacher_batch_size,
-        seed=settings.seed,
-        keyed=settings.teacher_augmentation,
-    )
-    private = (data.train_x, data.train_y)
-    return Job(
-        settings=dataclasses.asdict(settings),
-        name=settings.dataset,
-        note=data.note,
-        data=private,
-        public=PublicExamples(
-            x=data.test_x[: settings.public],
-            y=data.test_y[: settings.public],
-            test_x=data.test_x[settings.public :],
-            test_y=data.test_y[settings.public :],
-        ),
-        ensemble=compile_ensemble(training, partitions, private, chunk=settings.chunk),
-        apply=lambda params, x: teacher.apply({"params": params}, x),
-        voting=voting,
-        choice=_choice(settings, voting, delta),
-        student=StudentTraining(
-            make_model(settings.student_model, shape, data.num_classes),
-            steps=settings.student_steps,
-            batch_size=settings.student_batch_size,
-            unlabelled=settings.student_unlabelled,
-            learning_rate=settings.student_learning_rate,
-            seed=settings.seed,
-        ),
-        epsilon_ceiling=math.inf if settings.epsilon is None else settings.epsilon,
-        delta=delta,
-        units=units,
-        counts_public=settings.unit is None,
-        reproducible_seed=settings.seed if settings.reproducible_noise else None,
-    )
-
-
-def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choice":
-    """Which queries are asked, and how many before the next student."""
-    import numpy as np
-
-    from accountants.calibration import calibrate_steps
-    from marauder_dp.errors import PlanError
-    from marauder_dp.pate.queries import Choice
-
-    given: tuple[int, ...] = ()
-    if settings.given is not None:
-        try:
-            numbers = np.load(settings.given, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise PlanError(f"can't read --given_queries={settings.given} as a .npy file: {error}") from error
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
-            raise PlanError(f"--given_queries must hold a list of whole numbers; got {numbers.dtype} of shape {numbers.shape}")
-        if not 0 <= numbers.min() <= numbers.max() < settings.public:
-            raise PlanError(f"--given_queries must be numbers of public examples, from 0 to {settings.public - 1}")
-        given = tuple(numbers.tolist())
-    limit = min(len(given) or settings.public, settings.queries or settings.public)
-    affordable = limit
-    if settings.epsilon is not None:
-        affordable = min(limit, calibrate_steps(voting.query_event, epsilon=settings.epsilon, delta=delta))
-        if not affordable:
-            raise PlanError(
-                f"not even one query fits below --epsilon={settings.epsilon:g} with noise of {voting.sigma_votes:g} votes: "
-                "raise --epsilon, --sigma_votes or --teachers"
-            )
-    # One round unless queries or checks depend on a student.
-    several = settings.choice == "uncertainty" or settings.mechanism == "interactive_gnmax"
-    each = settings.round or (math.ceil(affordable / _ROUNDS) if several else limit)
-    return Choice(settings.choice, limit, each, settings.seed, given)
 
 
 def main() -> int:
@@ -273,7 +144,7 @@ def _main(stop: launch.StopSignals) -> int:
     if workdir.exists():
         check_same_settings(RunDirectory(workdir), dataclasses.asdict(settings))
     launch.use_compilation_cache(CACHE.value)
-    job = prepare(settings)
+    job = pate_job.prepare(settings, DATA_DIR.value)
     print("Plan:")
     print(pate_describe.plan_text(job))
     if settings.reproducible_noise:

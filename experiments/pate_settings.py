@@ -9,7 +9,7 @@ class PateSettings:
 
     dataset: str
     public: int
-    teachers: int
+    teachers: int | None
     teacher_model: str
     teacher_epochs: int
     teacher_batch_size: int
@@ -17,6 +17,7 @@ class PateSettings:
     teacher_augmentation: bool
     chunk: int | None
     unit: str | None
+    owners: str | None
     mechanism: str
     epsilon: float | None
     queries: int | None
@@ -32,11 +33,12 @@ class PateSettings:
     student_batch_size: int
     student_unlabelled: int
     student_learning_rate: float
+    student_penalty: float
     seed: int
     reproducible_noise: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PatePreset:
     """Defaults of one data set; any flag overrides its part.
 
@@ -46,8 +48,10 @@ class PatePreset:
       teacher_model, student_model: by name.
       teacher_epochs, teacher_batch_size, teacher_learning_rate: of Adam.
       teacher_augmentation: whether teachers see shifted, turned and scaled images.
-      student_steps, student_batch_size, student_unlabelled, student_learning_rate: see `StudentTraining`.
+      mechanism: of voting.
       epsilon: the ceiling.
+      delta: at which it is meant, as published results have it; None: by the general rule.
+      student_steps, student_batch_size, student_unlabelled, student_learning_rate, student_penalty: see `StudentTraining`.
       expected: what to expect, for the plan.
     """
 
@@ -55,26 +59,77 @@ class PatePreset:
     teachers: int
     teacher_model: str
     teacher_epochs: int
-    student_model: str
-    student_steps: int
-    epsilon: float
-    expected: str
     teacher_batch_size: int = 32
     teacher_learning_rate: float = 3e-3
     teacher_augmentation: bool = False
+    mechanism: str = "confident_gnmax"
+    epsilon: float
+    delta: float | None = None
+    student_model: str
+    student_steps: int
     student_batch_size: int = 64
     student_unlabelled: int = 4
     student_learning_rate: float = 2e-3
+    student_penalty: float = 0.0
+    expected: str
 
 
+_MNIST = PatePreset(
+    public=9000,
+    teachers=250,
+    teacher_model="cnn",
+    teacher_epochs=40,
+    teacher_augmentation=True,
+    epsilon=3.2,
+    delta=1e-5,
+    student_model="relu_cnn",
+    student_steps=3000,
+    expected="",
+)
 PRESETS = {
-    "digits": PatePreset(260, 60, "logistic", 60, "mlp", 1000, 6.0, "", teacher_batch_size=16),
-    "adult": PatePreset(8000, 250, "logistic", 20, "mlp", 1000, 1.9, ""),
-    "mnist": PatePreset(9000, 250, "cnn", 30, "cnn", 3000, 3.2, "", teacher_augmentation=True),
-    "fashion_mnist": PatePreset(9000, 250, "cnn", 30, "cnn", 3000, 3.2, "", teacher_augmentation=True),
+    "digits": PatePreset(
+        public=260,
+        teachers=60,
+        teacher_model="logistic",
+        teacher_epochs=60,
+        teacher_batch_size=16,
+        teacher_learning_rate=1e-2,
+        epsilon=6.0,
+        student_model="relu_cnn",
+        student_steps=1000,
+        expected="",
+    ),
+    "adult": PatePreset(
+        public=8000,
+        teachers=250,
+        teacher_model="logistic",
+        teacher_epochs=60,
+        teacher_learning_rate=3e-2,
+        mechanism="gnmax",
+        epsilon=1.9,
+        delta=1e-5,
+        student_model="logistic",
+        student_steps=400,
+        student_batch_size=256,
+        student_unlabelled=0,
+        student_learning_rate=3e-2,
+        student_penalty=4e-3,
+        expected="",
+    ),
+    "mnist": _MNIST,
+    "fashion_mnist": dataclasses.replace(_MNIST, expected=""),
 }
 
-OTHER = PatePreset(1000, 100, "mlp", 20, "mlp", 1000, 3.0, "no experience with this data set yet")
+OTHER = PatePreset(
+    public=1000,
+    teachers=100,
+    teacher_model="mlp",
+    teacher_epochs=20,
+    epsilon=3.0,
+    student_model="mlp",
+    student_steps=1000,
+    expected="no experience with this data set yet",
+)
 
 
 def preset(dataset: str) -> PatePreset:

@@ -7,10 +7,11 @@ from accountants.accountant import epsilon as accounted_epsilon
 from marauder_dp.errors import PlanError
 from marauder_dp.pate.voting import VotingPlan
 
-_THRESHOLD = 0.7  # of the teachers
+_THRESHOLD = 0.6  # of the teachers
 _CHECK = 2.5  # noise of the check, over noise of the counts
-_LABELS_PER_CLASS = 40
+_LABELS_PER_CLASS = 36
 _LEAST, _MOST = 0.08, 0.2  # noise of the counts, over the number of teachers
+_TWO_CLASSES = 0.42  # the same without a check
 
 
 def plan_voting(
@@ -26,8 +27,10 @@ def plan_voting(
 ) -> VotingPlan:
     """A plan with what was given, and the rest chosen.
 
-    Noise on the counts is such that about 40 queries a class can be answered below the ceiling, within 8 and 20 percent of
-    the teachers: with less, the student has too few labels, with more too many of them are wrong.
+    Noise on the counts is such that about 36 queries a class can be answered below the ceiling, within 8 and 20 percent of
+    the teachers: with less, the student has too few labels, with more too many of them are wrong. Of two classes without a
+    check it is 42 percent: then a label is right with the chance that noise leaves the margin its sign, and many such labels
+    teach a small model more than few right ones.
 
     Args:
       teachers: K.
@@ -53,6 +56,8 @@ def plan_voting(
 def _noise(teachers: int, classes: int, delta: float, epsilon: float | None, checks: bool, *, laplace: bool) -> float:
     """Noise on the counts."""
     least, most = _LEAST * teachers, _MOST * teachers
+    if classes == 2 and not checks:
+        return _TWO_CLASSES * teachers
     if epsilon is None:
         return math.sqrt(least * most)
     labels = _LABELS_PER_CLASS * classes

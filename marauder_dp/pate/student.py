@@ -18,7 +18,6 @@ import optax
 from numpy.typing import NDArray
 
 from marauder_dp.errors import PlanError
-from marauder_dp.models import flatten
 from marauder_dp.pate.distortions import slight, strong
 
 PyTree = Any
@@ -37,6 +36,7 @@ class StudentTraining:
       batch_size: labelled examples an update.
       unlabelled: other public examples an update, for each labelled one; 0: supervised training alone.
       learning_rate: of Adam, at its peak; follows a cosine to zero.
+      penalty: λ of λ/2 · ‖weights‖², added to the loss: for many noisy labels.
       seed: of initial parameters, batches and distortions.
     """
 
@@ -45,6 +45,7 @@ class StudentTraining:
     batch_size: int = 64
     unlabelled: int = 4
     learning_rate: float = 2e-3
+    penalty: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +56,8 @@ class StudentTraining:
                 )
         if not 0 < self.learning_rate < math.inf:
             raise PlanError(f"the student's learning rate must be a finite number greater than 0; got {self.learning_rate!r}")
+        if not 0 <= self.penalty < math.inf:
+            raise PlanError(f"the student's penalty must be a finite number of at least 0; got {self.penalty!r}")
 
 
 class _State(NamedTuple):
@@ -99,14 +102,16 @@ def train_student(
     def loss(params: PyTree, averaged: PyTree, key: jax.Array, x: jax.Array, y: jax.Array, rest: jax.Array) -> jax.Array:
         first, second, third = jax.random.split(key, 3)
         slightly, strongly = slight(shape), strong(shape)
+        weights = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+        regular = training.penalty / 2 * weights
         if not len(rest):
-            return optax.softmax_cross_entropy_with_integer_labels(logits(params, slightly(first, x)), y).mean()
+            return regular + optax.softmax_cross_entropy_with_integer_labels(logits(params, slightly(first, x)), y).mean()
         both = logits(params, jnp.concatenate([slightly(first, x), strongly(third, rest)]))
         supervised = optax.softmax_cross_entropy_with_integer_labels(both[: len(x)], y).mean()
         predicted = jax.nn.softmax(logits(averaged, slightly(second, rest)))
         sure = predicted.max(axis=1) >= _SURE
         guessed = optax.softmax_cross_entropy_with_integer_labels(both[len(x) :], predicted.argmax(axis=1))
-        return supervised + jnp.where(sure, guessed, 0).mean()
+        return regular + supervised + jnp.where(sure, guessed, 0).mean()
 
     @jax.jit
     def update(state: _State, pool: jax.Array, which: jax.Array, y: jax.Array, rest: jax.Array) -> _State:
@@ -144,19 +149,3 @@ class _Shuffled:
             self._left = np.concatenate([self._left, self._rng.permutation(self._n)])
         drawn, self._left = self._left[:count], self._left[count:]
         return drawn
-
-
-class StudentCnn(nn.Module):
-    """Two convolutions and a hidden layer, with ReLU: for images of a few classes."""
-
-    num_classes: int
-    example_rank: int = 3
-    width: int = 32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for features in (self.width, 2 * self.width):
-            x = nn.relu(nn.Conv(features, (3, 3))(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(4 * self.width)(flatten(x, 3)))
-        return nn.Dense(self.num_classes)(x)
