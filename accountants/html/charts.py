@@ -69,11 +69,13 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
 
     def draw(figure: "Figure") -> None:
         small = plots.narrow(figure)
-        ax = plots.axes(figure, left=16, right=44 if small else 52, top=6)
+        columns = 2 if small else 3
+        ax = plots.axes(figure, left=8, right=44 if small else 52, top=plots.legend_room(3, columns))
         width = lambda value: min(float(value), 1.02 * top)  # noqa: E731
         for i, c in enumerate(shown):
             y = -float(i)
-            ax.text(0, y + 0.36, f"{_short(c['path'], 30 if small else 60)}", va="center", fontweight="bold")
+            ax.text(0, y + 0.36, _short(c["path"], 28 if small else 54), va="center", fontweight="bold")
+            ax.text(1, y + 0.36, f"share {c['share']:.0%}", va="center", ha="right", transform=ax.get_yaxis_transform())
             for offset, key, colour in ((0.1, "epsilon_alone", "s0"), (-0.16, "epsilon_if_removed", "s1")):
                 ax.barh(y + offset, width(c[key]), height=0.2, color=COLOURS[colour])
                 ax.text(width(c[key]) + 0.01 * top, y + offset, f" {upper(c[key])}", va="center")
@@ -86,10 +88,7 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
         ax.spines["left"].set_visible(False)
         ax.grid(False, axis="y")
         plots.plain_ticks(ax, "x")
-        figure.legend(
-            loc="upper left", bbox_to_anchor=(0.02, 1.0), ncols=2 if small else 3, columnspacing=1.2, handlelength=1.6
-        )
-        _move_down(figure, 44 if small else 26)
+        plots.legend_above(figure, columns)
 
     most = shown[0] if shown else None
     alt = (
@@ -116,14 +115,6 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
     )
 
 
-def _move_down(figure: "Figure", pixels: float) -> None:
-    """Makes room above the axes."""
-    share = pixels / (figure.get_figheight() * 72)
-    for ax in figure.axes:
-        box = ax.get_position()
-        ax.set_position((box.x0, box.y0, box.width, box.height - share))
-
-
 def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -> Chart:
     """ε as events were charged; several runs in one."""
     last = [(label, float(s.events[-1]), float(s.epsilon[-1])) for label, s in runs]
@@ -136,11 +127,13 @@ def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -
                 ax.fill_between(s.events, s.epsilon, color=plots.series(i), alpha=0.15, linewidth=0)
             ax.plot(s.events[-1:], s.epsilon[-1:], "o", color=plots.series(i), markersize=6)
         if ceiling is not None:
-            ax.axhline(ceiling, color=COLOURS["bad"], linewidth=1.4, linestyle=(0, (4, 3)), label=f"ceiling {ceiling:g}")
+            ax.axhline(ceiling, color=COLOURS["bad"], linewidth=1.4, linestyle=(0, (4, 3)))
+            where = ax.get_yaxis_transform()
+            ax.annotate(f"ceiling {ceiling:g}", (0.01, ceiling), (0, 4), xycoords=where, textcoords="offset points")
         top = max([e for _, _, e in last if math.isfinite(e)] + [ceiling or 0.0, 1e-9])
         ax.set(xlim=(0, max(1.0, *(n for _, n, _ in last)) * 1.03), ylim=(0, top * 1.12), ylabel="ε", xlabel="events charged")
         plots.plain_ticks(ax)
-        if len(runs) > 1 or ceiling is not None:
+        if len(runs) > 1:
             plots.legend(ax, "lower right")
 
     rows = []
@@ -172,8 +165,8 @@ def stacked(s: Spend, name: str) -> Chart:
 
     def draw(figure: "Figure") -> None:
         small = plots.narrow(figure)
-        rows = math.ceil(len(parts) / (1 if small else 2))
-        ax = plots.axes(figure, top=14 + 18 * rows)
+        columns = 1 if small else 2
+        ax = plots.axes(figure, top=plots.legend_room(len(parts), columns))
         ax.stackplot(
             s.events,
             [values for _, values in parts],
@@ -184,7 +177,7 @@ def stacked(s: Spend, name: str) -> Chart:
         )
         ax.set(xlim=(0, max(1.0, float(s.events[-1]))), ylim=(0, None), ylabel="Rényi divergence", xlabel="events charged")
         plots.plain_ticks(ax)
-        figure.legend(loc="upper left", ncols=1 if small else 2, handlelength=1.2, columnspacing=1.2)
+        plots.legend_above(figure, columns)
 
     total = sum(float(values[-1]) for _, values in parts)
     return chart(
@@ -285,7 +278,7 @@ def attack(runs: Sequence[tuple[str, Profile]], name: str) -> Chart:
     curves = [(label, tradeoff(curve)) for label, curve in runs]
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure, left=66)
+        ax = plots.axes(figure, left=66, right=26)
         for i, (label, curve) in enumerate(curves):
             ax.plot(
                 curve.fpr, curve.tpr, label=label if len(runs) > 1 else "any attack, at most", **plots.line_style(i, len(runs))

@@ -1,5 +1,6 @@
 """Building blocks of the charts: axes with margins in pixels, numbers on ticks, lines that differ in more than colour."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def plain_ticks(ax: "Axes", which: str = "xy") -> None:
     for name in which:
         axis = getattr(ax, f"{name}axis")
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-        axis.set_major_locator(MaxNLocator(5 if name == "x" else 6))
+        axis.set_major_locator(MaxNLocator(5 if name == "x" else 6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def log_ticks(ax: "Axes", which: str) -> None:
@@ -81,6 +82,16 @@ def percent_ticks(ax: "Axes", which: str) -> None:
 
     for name in which:
         getattr(ax, f"{name}axis").set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+
+
+def legend_room(entries: int, columns: int) -> float:
+    """Pixels to leave above the axes for a legend there."""
+    return 16.0 + 18.0 * math.ceil(entries / columns)
+
+
+def legend_above(figure: "Figure", columns: int) -> None:
+    """A legend of all labelled artists over the axes."""
+    figure.legend(loc="upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, labelspacing=0.3, borderaxespad=0.1)
 
 
 def legend(ax: "Axes", place: str = "best", columns: int = 1) -> None:

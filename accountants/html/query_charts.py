@@ -77,8 +77,8 @@ def _stack(
     labels = ["threshold check", "noisy argmax", "conversion to (ε, δ)"]
 
     def draw(figure: "Figure") -> None:
-        small = plots.narrow(figure)
-        ax = plots.axes(figure, bottom=92, top=52 if small else 34)
+        columns = 2 if plots.narrow(figure) else 3
+        ax = plots.axes(figure, bottom=92, top=plots.legend_room(4 + (beside is not None), columns))
         strip = plots.axes(figure, bottom=44, top=72 * figure.get_figheight() - 72)
         colours = [COLOURS["s0"], COLOURS["s1"], COLOURS["grid"]]
         base = np.zeros(len(x))
@@ -95,14 +95,12 @@ def _stack(
         edges = np.linspace(0, n, min(n, 60) + 1).round().astype(int)
         share = np.array([answered[a:b].mean() for a, b in itertools.pairwise(edges)])
         starts, widths = edges[:-1], np.diff(edges)
-        strip.bar(starts + 0.5, np.ones(len(share)), widths, align="edge", color=COLOURS["grid"])
+        strip.axvspan(left, right, color=COLOURS["grid"], linewidth=0)
         strip.bar(starts + 0.5, share, widths, align="edge", color=COLOURS["good"])
-        strip.set(xlim=(left, right), ylim=(0, 1), yticks=[], xlabel="query (green: answered, grey: refused)")
+        strip.set(xlim=(left, right), ylim=(0, 1), yticks=[], xlabel="query (green: share that was answered)")
         plots.plain_ticks(strip, "x")
         strip.grid(False)
-        figure.legend(
-            loc="upper left", ncols=2 if small else 3, handlelength=1.2, columnspacing=1.0, fontsize=11 if small else 12
-        )
+        plots.legend_above(figure, columns)
 
     total = [float(parts[0][-1]), float(parts[1][-1]), conversion]
     picked = np.unique(np.linspace(0, n - 1, 12).round().astype(int))
@@ -137,8 +135,8 @@ def each_query(figures: Mapping[str, Any], name: str) -> Chart:
     limit_plurality = max(map(float, figures["argmax_independent"]))
 
     def draw(figure: "Figure") -> None:
-        small = plots.narrow(figure)
-        ax = plots.axes(figure, left=62, top=52 if small else 34)
+        columns = 2 if plots.narrow(figure) else 4
+        ax = plots.axes(figure, left=62, top=plots.legend_room(4, columns))
         yes = at[answered[at]]
         floor = 1e-12
         ax.plot(yes + 1, np.maximum(plurality[yes], floor), "o", color=COLOURS["s1"], markersize=4, label="noisy argmax")
@@ -147,11 +145,11 @@ def each_query(figures: Mapping[str, Any], name: str) -> Chart:
             ax.axhline(limit_check, color=COLOURS["s0"], linewidth=1.2, linestyle=(0, (4, 3)), label="check, any votes")
         ax.axhline(limit_plurality, color=COLOURS["s1"], linewidth=1.2, linestyle=(0, (4, 3)), label="argmax, any votes")
         ax.set(yscale="log", xlim=(0.5, n + 0.5), xlabel="query", ylabel="Rényi divergence")
+        low, high = np.log10(ax.get_ylim())
+        ax.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
         plots.plain_ticks(ax, "x")
         plots.log_ticks(ax, "y")
-        figure.legend(
-            loc="upper left", ncols=2 if small else 4, handlelength=1.2, columnspacing=1.0, fontsize=11 if small else 12
-        )
+        plots.legend_above(figure, columns)
 
     cheap = float((plurality[answered] < 0.1 * limit_plurality).mean()) if answered.any() else 0.0
     quantiles = (0, 0.25, 0.5, 0.75, 1)
