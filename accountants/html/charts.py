@@ -74,8 +74,7 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
         width = lambda value: min(float(value), 1.02 * top)  # noqa: E731
         for i, c in enumerate(shown):
             y = -float(i)
-            ax.text(0, y + 0.36, _short(c["path"], 28 if small else 54), va="center", fontweight="bold")
-            ax.text(1, y + 0.36, f"share {c['share']:.0%}", va="center", ha="right", transform=ax.get_yaxis_transform())
+            ax.text(0, y + 0.36, f"{_short(c['path'], 26 if small else 54)}, {c['share']:.1%}", va="center", fontweight="bold")
             for offset, key, colour in ((0.1, "epsilon_alone", "s0"), (-0.16, "epsilon_if_removed", "s1")):
                 ax.barh(y + offset, width(c[key]), height=0.2, color=COLOURS[colour])
                 ax.text(width(c[key]) + 0.01 * top, y + offset, f" {upper(c[key])}", va="center")
@@ -118,23 +117,28 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
 def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -> Chart:
     """ε as events were charged; several runs in one."""
     last = [(label, float(s.events[-1]), float(s.epsilon[-1])) for label, s in runs]
+    several = len(runs) > 1
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure)
+        ax = plots.axes_for_runs(figure, len(runs))
         for i, (label, s) in enumerate(runs):
-            ax.plot(s.events, s.epsilon, label=label, **plots.line_style(i, len(runs)))
-            if len(runs) == 1:
-                ax.fill_between(s.events, s.epsilon, color=plots.series(i), alpha=0.15, linewidth=0)
-            ax.plot(s.events[-1:], s.epsilon[-1:], "o", color=plots.series(i), markersize=6)
+            x = s.events / max(1.0, float(s.events[-1])) if several else s.events
+            ax.plot(x, s.epsilon, label=label, **plots.line_style(i, len(runs)))
+            if not several:
+                ax.fill_between(x, s.epsilon, color=plots.series(i), alpha=0.15, linewidth=0)
+            ax.plot(x[-1:], s.epsilon[-1:], "o", color=plots.series(i), markersize=6)
         if ceiling is not None:
             ax.axhline(ceiling, color=COLOURS["bad"], linewidth=1.4, linestyle=(0, (4, 3)))
             where = ax.get_yaxis_transform()
             ax.annotate(f"ceiling {ceiling:g}", (0.01, ceiling), (0, 4), xycoords=where, textcoords="offset points")
         top = max([e for _, _, e in last if math.isfinite(e)] + [ceiling or 0.0, 1e-9])
-        ax.set(xlim=(0, max(1.0, *(n for _, n, _ in last)) * 1.03), ylim=(0, top * 1.12), ylabel="ε", xlabel="events charged")
+        right = 1.0 if several else max(1.0, last[0][1])
+        ax.set(xlim=(0, right * 1.03), ylim=(0, top * 1.12), ylabel="ε", xlabel="events charged")
         plots.plain_ticks(ax)
-        if len(runs) > 1:
-            plots.legend(ax, "lower right")
+        if several:
+            ax.set_xlabel("of the run's events")
+            plots.percent_ticks(ax, "x")
+        plots.legend_of_runs(figure, len(runs))
 
     rows = []
     for label, s in runs:
@@ -230,7 +234,7 @@ def privacy_profile(runs: Sequence[tuple[str, Profile, float, float]], size: int
     """δ against ε; `runs` with their (ε, δ)."""
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure)
+        ax = plots.axes_for_runs(figure, len(runs))
         top, floor = 1e-9, min(1e-10, *(d / 100 for *_, d in runs))
         for i, (label, curve, epsilon, delta) in enumerate(runs):
             style = plots.line_style(i, len(runs))
@@ -253,8 +257,9 @@ def privacy_profile(runs: Sequence[tuple[str, Profile, float, float]], size: int
         ax.set(yscale="log", xlim=(0, top * 1.02), ylim=(floor, 1.5), xlabel="ε", ylabel="δ at most")
         plots.plain_ticks(ax, "x")
         plots.log_ticks(ax, "y")
-        if len(runs) > 1 or size:
+        if size and len(runs) == 1:
             plots.legend(ax, "upper right")
+        plots.legend_of_runs(figure, len(runs))
 
     rows = []
     for label, curve, _, _ in runs:
@@ -278,7 +283,7 @@ def attack(runs: Sequence[tuple[str, Profile]], name: str) -> Chart:
     curves = [(label, tradeoff(curve)) for label, curve in runs]
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure, left=66, right=26)
+        ax = plots.axes_for_runs(figure, len(runs) + (len(runs) > 1), left=66, right=26)
         for i, (label, curve) in enumerate(curves):
             ax.plot(
                 curve.fpr, curve.tpr, label=label if len(runs) > 1 else "any attack, at most", **plots.line_style(i, len(runs))
@@ -293,7 +298,9 @@ def attack(runs: Sequence[tuple[str, Profile]], name: str) -> Chart:
         ax.set(xlabel="false-positive rate", ylabel="true-positive rate")
         plots.log_ticks(ax, "xy")
         plots.percent_ticks(ax, "xy")
-        plots.legend(ax, "lower right")
+        if len(runs) == 1:
+            plots.legend(ax, "lower right")
+        plots.legend_of_runs(figure, len(runs))
 
     wanted = [0.0001, 0.001, 0.01, 0.1, 0.5]
     rows = [
@@ -317,7 +324,7 @@ def accuracy(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], name: st
     """Test accuracy against ε."""
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure)
+        ax = plots.axes_for_runs(figure, len(runs))
         for i, (label, points) in enumerate(runs):
             x, y = [p[0] for p in points], [p[1] for p in points]
             marker = "osD^vPX*"[i % 8]
@@ -327,8 +334,7 @@ def accuracy(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], name: st
         ax.set_xlim(left=0)
         plots.plain_ticks(ax)
         plots.percent_ticks(ax, "y")
-        if len(runs) > 1:
-            plots.legend(ax, "lower right")
+        plots.legend_of_runs(figure, len(runs))
 
     rows = []
     for label, points in runs:

@@ -12,6 +12,7 @@ from typing import Any
 from accountants.errors import AccountingError
 from accountants.html import charts, curves
 from accountants.html.charts import Chart, Table
+from accountants.html.plots import power
 from accountants.profile import Profile
 from accountants.report import caveats, profile_of, upper
 from accountants.runs import Run
@@ -50,6 +51,7 @@ class Section:
       private: groups that must not be published.
       items: of the statement.
       missing: titles of items that nobody stated.
+      merged: names and heads of the ledgers that it was put together from, if it was.
     """
 
     run: Run
@@ -61,6 +63,7 @@ class Section:
     private: Sequence[Part]
     items: Sequence[Item]
     missing: Sequence[str]
+    merged: Table | None
 
 
 def available() -> bool:
@@ -157,9 +160,9 @@ def _section(run: Run, profile: Profile, spend: curves.Spend, anchor: str, alone
             charts.privacy_profile([(run.name, profile, epsilon, document["delta"])], size, anchor),
         ]
         points = curves.accuracy(run)
+        if len(points) > 1:
+            meant.append(charts.accuracy([(run.name, points)], anchor))
         parts.append(Part("What it means", meant))
-        if points:
-            parts.append(Part("What it bought", [charts.accuracy([(run.name, points)], anchor)]))
     parts += _queries(run, anchor)
     stated = items(document)
     return Section(
@@ -172,7 +175,13 @@ def _section(run: Run, profile: Profile, spend: curves.Spend, anchor: str, alone
         private=_private(run, anchor),
         items=[item for item in stated if item.paragraphs],
         missing=[item.title for item in stated if not item.paragraphs],
+        merged=_heads(run),
     )
+
+
+def _heads(run: Run) -> Table | None:
+    ledgers = run.contents.public.get("merged")
+    return Table(["run", "head"], [[each["name"], each["head"]] for each in ledgers]) if ledgers and not run.is_ledger else None
 
 
 def _size(run: Run) -> int | None:
@@ -190,9 +199,8 @@ def _cards(run: Run, left: curves.Remaining | None) -> list[tuple[str, str, str]
         (
             "Guarantee",
             f"ε ≤ {upper(epsilon)}",
-            f"at δ = {document['delta']:g}. Whatever was released would have been at most e^ε = {_growth(epsilon)} times "
-            f"as likely or "
-            f"unlikely without any one {unit}, but for a probability of δ.",
+            f"at δ = {power(document['delta'])}. Whatever was released was at most {_growth(epsilon)} times (e^ε) more or less "
+            f"likely than without any one {unit}, but for a probability of δ.",
         ),
         (
             "Protects",

@@ -66,7 +66,8 @@ def number(value: float) -> str:
 
 def power(value: float) -> str:
     """10⁻⁵ for 1e-5."""
-    mantissa, exponent = f"{value:.0e}".split("e")
+    mantissa, exponent = f"{value:e}".split("e")
+    mantissa = f"{float(mantissa):.4g}"
     text = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     return text if mantissa == "1" else f"{mantissa}·{text}"
 
@@ -94,6 +95,21 @@ def legend_above(figure: "Figure", columns: int) -> None:
     figure.legend(loc="upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, labelspacing=0.3, borderaxespad=0.1)
 
 
-def legend(ax: "Axes", place: str = "best", columns: int = 1) -> None:
-    """Of the labelled artists."""
-    ax.legend(loc=place, ncols=columns, handlelength=2.4, borderaxespad=0.3, labelspacing=0.3)
+def legend(ax: "Axes", place: str = "best") -> None:
+    """Of the labelled artists, inside the axes."""
+    ax.legend(loc=place, handlelength=2.4, borderaxespad=0.3, labelspacing=0.3)
+
+
+def axes_for_runs(figure: "Figure", runs: int, **margins: float) -> "Axes":
+    """Axes with room above for the names of several runs; draw their legend by `legend_of_runs`."""
+    return axes(figure, top=legend_room(runs, _columns(figure)) if runs > 1 else 12, **margins)
+
+
+def legend_of_runs(figure: "Figure", runs: int) -> None:
+    """Their names, if there are several."""
+    if runs > 1:
+        legend_above(figure, _columns(figure))
+
+
+def _columns(figure: "Figure") -> int:
+    return 1 if narrow(figure) else 3
