@@ -1,6 +1,7 @@
 """What the privacy statement of a DP-SGD run says beyond its figures, item by item (see `accountants.statement`)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,12 +118,15 @@ def _clipping(plan: DpSgdPlan) -> str:
     }[plan.clipping]
 
 
-def public_header(plan: DpSgdPlan, *, reproducible_noise: bool) -> Mapping[str, Any]:
+def public_header(plan: DpSgdPlan, *, reproducible_noise: bool, epsilon_ceiling: float = math.inf) -> Mapping[str, Any]:
     """What the ledger's header declares public."""
     plan_fields = dataclasses.asdict(plan) | {"neighbouring_relation": str(plan.neighbouring_relation)}
-    return {
+    header = {
         "delta": plan.delta,
         "num_examples": plan.num_examples,
-        "plan": {k: v for k, v in plan_fields.items() if v != float("inf")},
+        "plan": {k: v for k, v in plan_fields.items() if v != math.inf},
         "reproducible_noise": reproducible_noise,
     }
+    if math.isfinite(epsilon_ceiling):
+        header["ceiling"] = {"epsilon": epsilon_ceiling, "delta": plan.delta}
+    return header
