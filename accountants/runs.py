@@ -58,6 +58,23 @@ class Run:
         )
 
 
+def run_of(contents: LedgerContents, name: str, delta: float | None = None, accountant: str = "auto") -> Run:
+    """A run of which only the events are known, such as `histories.contents_of` makes.
+
+    Args:
+      contents: the events.
+      name: for people.
+      delta: in (0, 1); by default the one that `contents` declares.
+      accountant: "auto", "pld" or "rdp".
+
+    Raises:
+      LedgerError: no δ is known.
+      InvalidEventError, UnsupportedEventError: as the accountant.
+    """
+    breakdown = breakdown_of(contents, delta, accountant)
+    return Run(name, contents, breakdown, document_of(breakdown, contents), is_ledger=False)
+
+
 def read_run(path: str | Path, delta: float | None = None, accountant: str = "auto") -> Run:
     """Reads a run.
 
@@ -72,9 +89,7 @@ def read_run(path: str | Path, delta: float | None = None, accountant: str = "au
     """
     path = Path(path)
     if path.suffix == ".json":
-        contents = read_history(path)
-        breakdown = breakdown_of(contents, delta, accountant)
-        return Run(path.stem, contents, breakdown, document_of(breakdown, contents), is_ledger=False)
+        return run_of(read_history(path), path.stem, delta, accountant)
     if path.is_dir():
         path = path / LEDGER
     contents = read_ledger(path)

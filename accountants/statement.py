@@ -29,7 +29,7 @@ ITEMS = {
     "randomness": "Randomness",
     "user_level": "User-level guarantee",
     "verify": "How to verify",
-    "utility": "Utility",
+    "utility": "Collection, access and utility",
 }
 
 _RELATIONS = {

@@ -120,7 +120,7 @@ def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -
     several = len(runs) > 1
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes_for_runs(figure, len(runs))
+        ax = plots.axes_for_runs(figure, len(runs), "ε")
         for i, (label, s) in enumerate(runs):
             x = s.events / max(1.0, float(s.events[-1])) if several else s.events
             ax.plot(x, s.epsilon, label=label, **plots.line_style(i, len(runs)))
@@ -133,7 +133,7 @@ def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -
             ax.annotate(f"ceiling {ceiling:g}", (0.01, ceiling), (0, 4), xycoords=where, textcoords="offset points")
         top = max([e for _, _, e in last if math.isfinite(e)] + [ceiling or 0.0, 1e-9])
         right = 1.0 if several else max(1.0, last[0][1])
-        ax.set(xlim=(0, right * 1.03), ylim=(0, top * 1.12), ylabel="ε", xlabel="events charged")
+        ax.set(xlim=(0, right * 1.03), ylim=(0, top * 1.12), xlabel="events charged")
         plots.plain_ticks(ax)
         if several:
             ax.set_xlabel("of the run's events")
@@ -170,7 +170,7 @@ def stacked(s: Spend, name: str) -> Chart:
     def draw(figure: "Figure") -> None:
         small = plots.narrow(figure)
         columns = 1 if small else 2
-        ax = plots.axes(figure, top=plots.legend_room(len(parts), columns))
+        ax = plots.axes(figure, "Rényi divergence", top=plots.legend_room(len(parts), columns))
         ax.stackplot(
             s.events,
             [values for _, values in parts],
@@ -179,7 +179,7 @@ def stacked(s: Spend, name: str) -> Chart:
             edgecolor=COLOURS["paper"],
             linewidth=0.8,
         )
-        ax.set(xlim=(0, max(1.0, float(s.events[-1]))), ylim=(0, None), ylabel="Rényi divergence", xlabel="events charged")
+        ax.set(xlim=(0, max(1.0, float(s.events[-1]))), ylim=(0, None), xlabel="events charged")
         plots.plain_ticks(ax)
         plots.legend_above(figure, columns)
 
@@ -234,7 +234,7 @@ def privacy_profile(runs: Sequence[tuple[str, Profile, float, float]], size: int
     """δ against ε; `runs` with their (ε, δ)."""
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes_for_runs(figure, len(runs))
+        ax = plots.axes_for_runs(figure, len(runs), "δ at most")
         top, floor = 1e-9, min(1e-10, *(d / 100 for *_, d in runs))
         for i, (label, curve, epsilon, delta) in enumerate(runs):
             style = plots.line_style(i, len(runs))
@@ -254,7 +254,7 @@ def privacy_profile(runs: Sequence[tuple[str, Profile, float, float]], size: int
             top = max(top, float(above[-1]) if len(above) else 0.0)
         if size:
             ax.axhline(1 / size, color=COLOURS["bad"], linewidth=1.2, linestyle=(0, (4, 3)), label=f"1/n, n = {size:,}")
-        ax.set(yscale="log", xlim=(0, top * 1.02), ylim=(floor, 1.5), xlabel="ε", ylabel="δ at most")
+        ax.set(yscale="log", xlim=(0, top * 1.02), ylim=(floor, 1.5), xlabel="ε")
         plots.plain_ticks(ax, "x")
         plots.log_ticks(ax, "y")
         if size and len(runs) == 1:
@@ -283,7 +283,7 @@ def attack(runs: Sequence[tuple[str, Profile]], name: str) -> Chart:
     curves = [(label, tradeoff(curve)) for label, curve in runs]
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes_for_runs(figure, len(runs) + (len(runs) > 1), left=66, right=26)
+        ax = plots.axes_for_runs(figure, len(runs) + (len(runs) > 1), "true-positive rate", left=58, right=26)
         for i, (label, curve) in enumerate(curves):
             ax.plot(
                 curve.fpr, curve.tpr, label=label if len(runs) > 1 else "any attack, at most", **plots.line_style(i, len(runs))
@@ -295,7 +295,7 @@ def attack(runs: Sequence[tuple[str, Profile]], name: str) -> Chart:
         for i, (_, curve) in enumerate(curves):
             ax.plot([0.01], [np.interp(0.01, curve.fpr, curve.tpr)], "o", color=plots.series(i), markersize=7)
         ax.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(1e-4, 1.15))
-        ax.set(xlabel="false-positive rate", ylabel="true-positive rate")
+        ax.set(xlabel="false-positive rate")
         plots.log_ticks(ax, "xy")
         plots.percent_ticks(ax, "xy")
         if len(runs) == 1:
@@ -324,12 +324,12 @@ def accuracy(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], name: st
     """Test accuracy against ε."""
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes_for_runs(figure, len(runs))
+        ax = plots.axes_for_runs(figure, len(runs), "test accuracy")
         for i, (label, points) in enumerate(runs):
             x, y = [p[0] for p in points], [p[1] for p in points]
             marker = "osD^vPX*"[i % 8]
             ax.plot(x, y, marker=marker, markersize=5 if len(points) > 1 else 9, label=label, **plots.line_style(i, len(runs)))
-        ax.set(xlabel="ε spent", ylabel="test accuracy")
+        ax.set(xlabel="ε spent")
         ax.margins(x=0.05, y=0.12)
         ax.set_xlim(left=0)
         plots.plain_ticks(ax)

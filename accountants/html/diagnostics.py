@@ -64,9 +64,9 @@ def _over_steps(metric: str, steps: Array, values: Array, name: str) -> Chart:
     x, y = steps[keep], values[keep]
 
     def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure)
+        ax = plots.axes(figure, label)
         ax.plot(x, y, color=plots.series(0))
-        ax.set(xlabel="update", ylabel=label, ylim=(0, 1.05 * max(float(y.max()), 1e-12)))
+        ax.set(xlabel="update", ylim=(0, 1.05 * max(float(y.max()), 1e-12)))
         plots.plain_ticks(ax)
         if metric in _SHARES:
             plots.percent_ticks(ax, "y")

@@ -19,10 +19,15 @@ def narrow(figure: "Figure") -> bool:
     return bool(figure.get_figwidth() * 72 < 480)
 
 
-def axes(figure: "Figure", left: float = 58, bottom: float = 44, right: float = 16, top: float = 12) -> "Axes":
-    """Axes that leave margins of so many pixels."""
+def axes(figure: "Figure", y: str = "", left: float = 52, bottom: float = 44, right: float = 16, top: float = 10) -> "Axes":
+    """Axes that leave margins of so many pixels; `y` names the vertical one, above it, where it reads like any text."""
     width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
-    return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+    if y:
+        top += 16
+    ax = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+    if y:
+        ax.annotate(y, (0, 1), (6 - left, 4), xycoords="axes fraction", textcoords="offset points", color=COLOURS["muted"])
+    return ax
 
 
 def series(number: int) -> str:
@@ -87,7 +92,7 @@ def percent_ticks(ax: "Axes", which: str) -> None:
 
 def legend_room(entries: int, columns: int) -> float:
     """Pixels to leave above the axes for a legend there."""
-    return 16.0 + 18.0 * math.ceil(entries / columns)
+    return 8.0 + 18.0 * math.ceil(entries / columns)
 
 
 def legend_above(figure: "Figure", columns: int) -> None:
@@ -100,9 +105,9 @@ def legend(ax: "Axes", place: str = "best") -> None:
     ax.legend(loc=place, handlelength=2.4, borderaxespad=0.3, labelspacing=0.3)
 
 
-def axes_for_runs(figure: "Figure", runs: int, **margins: float) -> "Axes":
+def axes_for_runs(figure: "Figure", runs: int, y: str, **margins: float) -> "Axes":
     """Axes with room above for the names of several runs; draw their legend by `legend_of_runs`."""
-    return axes(figure, top=legend_room(runs, _columns(figure)) if runs > 1 else 12, **margins)
+    return axes(figure, y, top=legend_room(runs, _columns(figure)) if runs > 1 else 10, **margins)
 
 
 def legend_of_runs(figure: "Figure", runs: int) -> None:

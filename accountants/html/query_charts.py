@@ -78,7 +78,7 @@ def _stack(
 
     def draw(figure: "Figure") -> None:
         columns = 2 if plots.narrow(figure) else 3
-        ax = plots.axes(figure, bottom=92, top=plots.legend_room(4 + (beside is not None), columns))
+        ax = plots.axes(figure, "ε", bottom=92, top=plots.legend_room(4 + (beside is not None), columns))
         strip = plots.axes(figure, bottom=44, top=72 * figure.get_figheight() - 72)
         colours = [COLOURS["s0"], COLOURS["s1"], COLOURS["grid"]]
         base = np.zeros(len(x))
@@ -89,7 +89,7 @@ def _stack(
         if beside is not None:
             ax.plot(x, beside[at], color=COLOURS["bad"], linewidth=1.8, linestyle=(0, (5, 2)), label="any votes")
         left, right = 0.5, n + 0.5
-        ax.set(xlim=(left, right), ylim=(0, None), ylabel="ε")
+        ax.set(xlim=(left, right), ylim=(0, None))
         ax.tick_params(labelbottom=False)
         plots.plain_ticks(ax)
         edges = np.linspace(0, n, min(n, 60) + 1).round().astype(int)
@@ -136,7 +136,7 @@ def each_query(figures: Mapping[str, Any], name: str) -> Chart:
 
     def draw(figure: "Figure") -> None:
         columns = 2 if plots.narrow(figure) else 4
-        ax = plots.axes(figure, left=62, top=plots.legend_room(4, columns))
+        ax = plots.axes(figure, "Rényi divergence", top=plots.legend_room(4, columns))
         yes = at[answered[at]]
         floor = 1e-12
         ax.plot(yes + 1, np.maximum(plurality[yes], floor), "o", color=COLOURS["s1"], markersize=4, label="noisy argmax")
@@ -144,7 +144,7 @@ def each_query(figures: Mapping[str, Any], name: str) -> Chart:
             ax.plot(at + 1, np.maximum(check[at], floor), "s", color=COLOURS["s0"], markersize=3, label="threshold check")
             ax.axhline(limit_check, color=COLOURS["s0"], linewidth=1.2, linestyle=(0, (4, 3)), label="check, any votes")
         ax.axhline(limit_plurality, color=COLOURS["s1"], linewidth=1.2, linestyle=(0, (4, 3)), label="argmax, any votes")
-        ax.set(yscale="log", xlim=(0.5, n + 0.5), xlabel="query", ylabel="Rényi divergence")
+        ax.set(yscale="log", xlim=(0.5, n + 0.5), xlabel="query")
         low, high = np.log10(ax.get_ylim())
         ax.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
         plots.plain_ticks(ax, "x")
