@@ -4,6 +4,7 @@ Epsilons do not add up, so each component has three honest figures: its ε alone
 and its share of a quantity that does add up, the Rényi divergence at the order that is optimal for the total.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Container, Iterable, Sequence
@@ -170,10 +171,13 @@ def divergences(
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:
     """One charge for each distinct (path, event), in order of first appearance; the spend is the same."""
+    charges = list(charges)
+    # A ledger that was read holds few objects many times, and hashing an event is slow.
+    times = collections.Counter(map(id, charges))
     counts: dict[tuple[str, DpEvent], int] = {}
-    for charge in charges:
+    for charge in {id(charge): charge for charge in charges}.values():
         key = (charge.path, charge.event)
-        counts[key] = counts.get(key, 0) + charge.count
+        counts[key] = counts.get(key, 0) + charge.count * times[id(charge)]
     return [Charge(path, event, count) for (path, event), count in counts.items()]
 
 

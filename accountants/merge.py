@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from accountants.chain import LedgerContents
 from accountants.errors import LedgerError
-from accountants.report import breakdown_of, document_of
-from accountants.runs import Run
+from accountants.runs import Run, run_of
 
 
 def merged(runs: Sequence[Run], delta: float | None = None, accountant: str = "auto") -> Run:
@@ -62,7 +61,6 @@ def merged(runs: Sequence[Run], delta: float | None = None, accountant: str = "a
     )
     head = hashlib.sha256("\n".join(run.contents.head for run in runs).encode()).hexdigest()
     contents = LedgerContents(runs[0].contents.neighbouring_relation, runs[0].contents.unit, public, charges, (head,))
-    breakdown = breakdown_of(contents, delta, accountant)
     facts = {
         "covered": f"Everything in {len(runs)} ledgers: {', '.join(names)}.",
         "not_covered": [
@@ -70,7 +68,7 @@ def merged(runs: Sequence[Run], delta: float | None = None, accountant: str = "a
             "Choosing among these runs by their results on this data.",
         ],
     }
-    return Run(" + ".join(names), contents, breakdown, document_of(breakdown, contents, facts), is_ledger=False)
+    return run_of(contents, " + ".join(names), delta, accountant, facts)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

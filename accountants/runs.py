@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accountants.breakdown import Breakdown
+from accountants.breakdown import Breakdown, aggregated
 from accountants.chain import LedgerContents, read_ledger
 from accountants.errors import LedgerError
 from accountants.histories import read_history
@@ -35,6 +35,7 @@ class Run:
     Attributes:
       name: for people.
       contents: of the ledger.
+      spent: the same with equal charges put together, in order of first appearance: all that figures need.
       breakdown: of the spend.
       document: as `report.privacy_document` makes it: figures, events and facts.
       pate: data-dependent and -independent figures of PATE's queries (`pate.replay.figures`); partly private.
@@ -44,6 +45,7 @@ class Run:
 
     name: str
     contents: LedgerContents
+    spent: LedgerContents
     breakdown: Breakdown
     document: Mapping[str, Any]
     pate: Mapping[str, Any] | None = None
@@ -58,7 +60,13 @@ class Run:
         )
 
 
-def run_of(contents: LedgerContents, name: str, delta: float | None = None, accountant: str = "auto") -> Run:
+def run_of(
+    contents: LedgerContents,
+    name: str,
+    delta: float | None = None,
+    accountant: str = "auto",
+    facts: Mapping[str, Any] | None = None,
+) -> Run:
     """A run of which only the events are known, such as `histories.contents_of` makes.
 
     Args:
@@ -66,13 +74,19 @@ def run_of(contents: LedgerContents, name: str, delta: float | None = None, acco
       name: for people.
       delta: in (0, 1); by default the one that `contents` declares.
       accountant: "auto", "pld" or "rdp".
+      facts: for the statement.
 
     Raises:
       LedgerError: no δ is known.
       InvalidEventError, UnsupportedEventError: as the accountant.
     """
-    breakdown = breakdown_of(contents, delta, accountant)
-    return Run(name, contents, breakdown, document_of(breakdown, contents), is_ledger=False)
+    spent = _spent(contents)
+    breakdown = breakdown_of(spent, delta, accountant)
+    return Run(name, contents, spent, breakdown, document_of(breakdown, spent, facts), is_ledger=False)
+
+
+def _spent(contents: LedgerContents) -> LedgerContents:
+    return dataclasses.replace(contents, charges=tuple(aggregated(contents.charges)))
 
 
 def read_run(path: str | Path, delta: float | None = None, accountant: str = "auto") -> Run:
@@ -96,12 +110,14 @@ def read_run(path: str | Path, delta: float | None = None, accountant: str = "au
     folder = path.absolute().parent
     name = folder.name if path.name == LEDGER and folder.name else path.stem
     written = _written(folder / DOCUMENT, contents.head) if path.name == LEDGER else {}
-    breakdown = breakdown_of(contents, delta, accountant)
-    document = document_of(breakdown, contents, written.get("facts"))
+    spent = _spent(contents)
+    breakdown = breakdown_of(spent, delta, accountant)
+    document = document_of(breakdown, spent, written.get("facts"))
     pate = written.get("pate")
     return Run(
         name=name,
         contents=contents,
+        spent=spent,
         breakdown=breakdown,
         document=document if pate is None else document | {"pate": pate},
         pate=pate if isinstance(pate, Mapping) else None,

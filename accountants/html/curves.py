@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants.accountant import Accountant, make_accountant
-from accountants.breakdown import aggregated, divergences
+from accountants.breakdown import divergences
 from accountants.chain import Charge
 from accountants.events import DpEvent
 from accountants.profile import Profile
@@ -40,7 +40,8 @@ class Spend:
 
 def spend(run: Run) -> Spend:
     """ε and the components' divergences along a run, in order of charging; the events of one line count as spread out."""
-    counts, charges = _counts_along(run.contents.charges)
+    charges = run.spent.charges
+    counts = _counts_along(run.contents.charges, charges)
     events = counts.sum(axis=1)
     total = float(run.document["epsilon"])
     epsilon = np.array([0.0, *(min(_epsilon(run, charges, row), total) for row in counts[1:-1]), total])
@@ -55,18 +56,14 @@ def spend(run: Run) -> Spend:
     return Spend(events, epsilon, parts, order)
 
 
-def _counts_along(charges: Sequence[Charge]) -> tuple[Array, list[Charge]]:
-    """How often each distinct charge had been made at each moment: (moments, distinct), and the distinct ones with totals."""
-    distinct = aggregated(charges)
+def _counts_along(charges: Sequence[Charge], distinct: Sequence[Charge]) -> Array:
+    """How often each of the distinct charges had been made at each moment: (moments, distinct)."""
     number = {(charge.path, charge.event): i for i, charge in enumerate(distinct)}
-    seen: dict[int, int] = {}  # a ledger that is read repeats few objects; hashing an event is slow
-    index = np.empty(len(charges), np.int64)
-    for i, charge in enumerate(charges):
-        found = seen.get(id(charge))
-        if found is None:
-            found = seen[id(charge)] = number[charge.path, charge.event]
-        index[i] = found
-    sizes = np.array([charge.count for charge in charges], np.float64)
+    # A ledger that was read holds few objects many times, and hashing an event is slow.
+    objects = {id(charge): charge for charge in charges}
+    numbers = {key: number[charge.path, charge.event] for key, charge in objects.items()}
+    index = np.fromiter((numbers[id(charge)] for charge in charges), np.int64, len(charges))
+    sizes = np.fromiter((charge.count for charge in charges), np.float64, len(charges))
     ends = np.cumsum(sizes)
     total = ends[-1] if len(ends) else 0.0
     moments = np.unique(np.round(np.linspace(0, total, _MOMENTS + 1)))
@@ -79,7 +76,7 @@ def _counts_along(charges: Sequence[Charge]) -> tuple[Array, list[Charge]]:
         counts[k] = before
         if upto < len(charges):
             counts[k, index[upto]] += moment - (ends[upto] - sizes[upto])
-    return counts, distinct
+    return counts
 
 
 def _epsilon(run: Run, charges: Sequence[Charge], counts: Array) -> float:
@@ -135,7 +132,7 @@ def remaining(run: Run) -> Remaining | None:
         return None
     if not (0 < epsilon < math.inf) or delta != run.document["delta"]:
         return None
-    charges = aggregated(run.contents.charges)
+    charges = run.spent.charges
     last = {charge.path: charge for charge in charges}
     base = _accountant(run)
     for charge in charges:

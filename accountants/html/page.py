@@ -89,7 +89,7 @@ def page(runs: Sequence[Run], *, public: bool = False) -> str:
     import markupsafe
 
     runs = _named_apart([run.public() for run in runs] if public else list(runs))
-    profiles = [profile_of(run.contents, run.document["accountant"])[1] for run in runs]
+    profiles = [profile_of(run.spent, run.document["accountant"])[1] for run in runs]
     spends = [curves.spend(run) for run in runs]
     sections = [
         _section(run, profile, spend, f"run{i}", alone=len(runs) == 1)
