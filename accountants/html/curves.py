@@ -17,7 +17,7 @@ from accountants.runs import Run
 
 Array = NDArray[np.float64]
 
-_MOMENTS = 24  # at which the spend is computed
+_MOMENTS = 16  # at which the spend is computed
 _FPR = np.logspace(-4, 0, 81)
 
 

@@ -238,7 +238,7 @@ def _queries(run: Run, anchor: str) -> list[Part]:
     from accountants.pate.independent import independent
     from accountants.pate.record import released
 
-    answers = released(run.contents)
+    answers = released(run.contents) if run.contents.commitments else []
     if not answers:
         return []
     costs = independent([answer.answered for answer in answers], run.contents.public.get("voting", {}), run.document["delta"])

@@ -302,16 +302,22 @@ def test_verify_re_derives_what_an_attacker_gains(tmp_path, key):
     assert key in acc.report.verify(path)["error"]
 
 
+@pytest.fixture(scope="module")
+def both(dpsgd, pate, tmp_path_factory):
+    """The page of two runs, as a file."""
+    target = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(target, [dpsgd, pate])
+    return target
+
+
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
-def test_in_a_real_browser(dpsgd, pate, tmp_path, width, dark):
-    target = tmp_path / "report.html"
-    write_page(target, [dpsgd, pate])
+def test_in_a_real_browser(both, width, dark):
     with Browser(width=width, dark=dark) as browser:
-        browser.open(target)
+        browser.open(both)
         assert browser.messages == []
-        assert browser.requests == [target.as_uri()]
+        assert browser.requests == [both.as_uri()]
         check_as_shown(browser, width)
         assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(20, 23, 29)" if dark else "rgb(246, 245, 241)"
@@ -334,14 +340,12 @@ def check_as_shown(browser, width):
 
 
 @needs_browser
-def test_contrast_and_keyboard(dpsgd, tmp_path):
+def test_contrast_and_keyboard(both):
     """WCAG 2.2 AA: 4.5 to 1 for text, 3 to 1 for lines and bars; tables are reached and opened by keyboard."""
-    target = tmp_path / "report.html"
-    write_page(target, [dpsgd])
     colour = "getComputedStyle(document.documentElement).getPropertyValue('--{}').trim()"
     for dark in (False, True):
         with Browser(dark=dark) as browser:
-            browser.open(target)
+            browser.open(both)
             value = lambda name: browser.evaluate(colour.format(name))
             for back in ("paper", "page"):
                 for name in ("ink", "muted", "accent"):
@@ -353,6 +357,28 @@ def test_contrast_and_keyboard(dpsgd, tmp_path):
                 assert contrast(value(name), value("paper")) >= 3, (name, dark)
             assert browser.evaluate("[...document.querySelectorAll('summary, .scroll, a[href]')].every(e => e.tabIndex >= 0)")
             assert browser.evaluate("document.documentElement.lang") == "en"
+
+
+@needs_browser
+@pytest.mark.parametrize("events", [1, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_one_event_and_a_million(events, tmp_path, capsys):
+    """Lines of a ledger, an event each."""
+    with acc.Ledger(tmp_path / "ledger.jsonl", public={"delta": 1e-6, "num_examples": 60_000}) as ledger:
+        many = [("train/gradients", acc.dpsgd_event(4.0, 0.004, 1), 1)] * 9 + [
+            ("eval/accuracy", acc.GaussianDpEvent(9000.0), 1)
+        ]
+        for start in range(0, events, 1000):
+            ledger.charge_all((many * 100)[: min(1000, events - start)])
+    target = tmp_path / "report.html"
+    assert main(["report", str(tmp_path), "--html", str(target), "--json"]) == 0
+    assert sum(c["events"] for c in json.loads(capsys.readouterr().out)["components"]) == events
+    assert target.stat().st_size < 1_000_000
+    assert set(Page(target.read_text()).charts) >= COMMON
+    with Browser(width=390) as browser:
+        browser.open(target)
+        assert browser.messages == []
+        assert browser.requests == [target.as_uri()]
+        check_as_shown(browser, 390)
 
 
 def contrast(one: str, other: str) -> float:
