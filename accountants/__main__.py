@@ -1,6 +1,6 @@
 """`python -m accountants`: the accountant on the command line. No JAX needed.
 
-Exit codes: 0 done, 2 usage error or a request that has no answer, 4 integrity failure.
+Exit codes: 0 done, 2 usage error or a request that has no answer, 3 a budget would be exceeded, 4 integrity failure.
 """
 
 import argparse
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accountants import calibration, report
+from accountants import budget_command, calibration, report
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.breakdown import finite_or_text
-from accountants.errors import AccountingError, InvalidEventError, LedgerError
+from accountants.errors import AccountingError, BudgetExceededError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
 from accountants.merge import merged
 from accountants.pate import command as votes_command
@@ -26,6 +26,7 @@ from accountants.runs import Run, read_run
 from accountants.statement import statement
 
 USAGE_ERROR = 2
+BUDGET_EXCEEDED = 3
 INTEGRITY_FAILURE = 4
 
 
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         return INTEGRITY_FAILURE if error.line is not None else USAGE_ERROR
+    except BudgetExceededError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BUDGET_EXCEEDED
     except AccountingError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -222,6 +226,10 @@ def _votes(args: argparse.Namespace) -> int:
     return _show(args, *votes_command.run(args))
 
 
+def _budget(args: argparse.Namespace) -> int:
+    return _show(args, *budget_command.run(args))
+
+
 def _replay(args: argparse.Namespace) -> int:
     from accountants.pate.replay import replay
 
@@ -317,6 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
 
     votes_command.add_arguments(command("votes", _votes, "The cost of PATE's recorded votes, by component."))
+    budget_command.add_arguments(command("budget", _budget, "The budget that all runs on one data set share."))
     again = command("replay", _replay, "Derive the figures of a PATE run again from its ledger and its stored votes.")
     again.add_argument("folder", metavar="RUN", help="the folder of the run, with its private part")
     return parser
