@@ -68,7 +68,7 @@ def contents_of(
     event = as_event(event)
     charges = tuple(Charge(f"history/{_kind(part)}", part, count) for part, count in _parts(event, 1) if count)
     digest = hashlib.sha256(to_json(event).encode()).hexdigest()
-    return LedgerContents(as_relation(neighbouring_relation), unit, {}, charges, (digest,))
+    return LedgerContents(as_relation(neighbouring_relation), unit, {"record": "history"}, charges, (digest,))
 
 
 def read_history(path: Path) -> LedgerContents:

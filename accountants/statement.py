@@ -107,14 +107,28 @@ def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "accounting": _accounting(document),
         "guarantee": _guarantee(document),
-        "verify": [
-            "`python -m accountants verify privacy.json` re-derives the figures of the guarantee from the recorded events "
-            "(`pip install ./accountants` in the project's sources; neither the data nor JAX is needed). The rest of this "
-            "text is the word of the program that wrote it.",
-            f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
-            *_as_list(document["facts"].get("verify")),
-        ],
+        "verify": [*_how_to_verify(document), *_as_list(document["facts"].get("verify"))],
     }
+
+
+def _how_to_verify(document: Mapping[str, Any]) -> list[str]:
+    public = document["ledger"]["public"]
+    if public.get("record") == "history":
+        return [
+            "What was released is another library's record, which nothing guards against edits. `python -m accountants report` "
+            "derives the figures from it again."
+        ]
+    if public.get("merged"):
+        return [
+            "`python -m accountants merge` derives the figures from the ledgers again. `python -m accountants verify LEDGER "
+            f"--head HASH` checks each: {', '.join(each['name'] + ' ' + each['head'] for each in public['merged'])}."
+        ]
+    return [
+        "`python -m accountants verify privacy.json` re-derives the figures of the guarantee from the recorded events "
+        "(`pip install ./accountants` in the project's sources; neither the data nor JAX is needed). The rest of this "
+        "text is the word of the program that wrote it.",
+        f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
+    ]
 
 
 def _accounting(document: Mapping[str, Any]) -> str:

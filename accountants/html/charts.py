@@ -70,7 +70,7 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
     def draw(figure: "Figure") -> None:
         small = plots.narrow(figure)
         columns = 2 if small else 3
-        ax = plots.axes(figure, left=8, right=44 if small else 52, top=plots.legend_room(3, columns))
+        ax = plots.axes(figure, left=8, right=80, top=plots.legend_room(3, columns))
         width = lambda value: min(float(value), 1.02 * top)  # noqa: E731
         for i, c in enumerate(shown):
             y = -float(i)
