@@ -37,6 +37,7 @@ def plan_text(settings: Settings, job: "Job") -> str:
         rows.append(("augmented", f"{settings.augmentations} copies of an image, averaged before clipping"))
     if plan.private:
         rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
+        rule += " or the policy's" if settings.policy is not None else ""
         basis = "given" if settings.epsilon is None else "calibrated to the target"
         rows += [
             ("clipping", _CLIPPING[plan.clipping].format(f"{plan.clip_norm:g}")),
@@ -46,6 +47,8 @@ def plan_text(settings: Settings, job: "Job") -> str:
         ]
     else:
         rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
+    if job.permit is not None:
+        rows.append(("budget", job.permit.outlook()))
     if settings.epsilon_ceiling is not None:
         rows.append(("ceiling", f"stops before the update that would bring ε above {settings.epsilon_ceiling:g}"))
     size_text = "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"
@@ -118,7 +121,7 @@ def _preset_settings(settings: Settings) -> Settings:
     default = preset(settings.dataset)
     known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(Settings)}
     values = {name: getattr(default, name) for name in known}
-    values |= {"clipping": "flat", "augmentations": 0, "unit": None, "examples_per_unit": None}
+    values |= {"clipping": "flat", "augmentations": 0, "unit": None, "examples_per_unit": None, "cohort": None}
     return dataclasses.replace(settings, **values)
 
 

@@ -56,12 +56,19 @@ class PrivateMetrics(NamedTuple):
       loss: sum of their losses.
       clipped: how many had a gradient norm above the clip norm C.
       non_finite: how many had a NaN or infinite gradient (and contributed nothing).
+      signal_to_noise: sum over updates of the clipped sum's norm over the noise's expected norm, σ√d; 0 without noise.
     """
 
     examples: jax.Array
     loss: jax.Array
     clipped: jax.Array
     non_finite: jax.Array
+    signal_to_noise: jax.Array
+
+    @classmethod
+    def zero(cls) -> "PrivateMetrics":
+        """Of no updates."""
+        return cls(*[jnp.zeros(()) for _ in cls._fields])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +126,7 @@ class DpSgd:
                 state, more = self._update(state, keys, data)
                 return state, jax.tree.map(jnp.add, metrics, more)
 
-            zero = PrivateMetrics(*[jnp.zeros(())] * 4)
-            return jax.lax.fori_loop(0, n, body, (state, zero))
+            return jax.lax.fori_loop(0, n, body, (state, PrivateMetrics.zero()))
 
         return jax.jit(run, donate_argnums=0)
 
@@ -136,6 +142,8 @@ class DpSgd:
         if plan.adaptive:
             scale *= state.clip_norm
             clip_norm = adaptive.next_clip_norm(clip_norm, count, _other_key(keys.noise, state.step), plan.batch_size)
+        if plan.private:
+            metrics = metrics._replace(signal_to_noise=_signal_to_noise(clipped_sum, plan.noise_stddev))
         mean = jax.tree.map(lambda g: g * scale, noisy)
         trained, frozen = split(state.params, self.trainable)
         updates, opt_state = self.optimizer.update(mean, state.opt_state, trained)
@@ -169,7 +177,7 @@ class DpSgd:
             return index + 1, jax.tree.map(jnp.add, total, part.sum), count, jax.tree.map(jnp.add, metrics, seen)
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), split(params, self.trainable)[0])
-        start = (jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), PrivateMetrics(*[jnp.zeros(())] * 4))
+        start = (jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), PrivateMetrics.zero())
         _, total, count, metrics = jax.lax.while_loop(more, add, start)
         return total, count, metrics
 
@@ -229,4 +237,11 @@ def _metrics(part: ClippedGrad, used: jax.Array, clip_norm: jax.Array) -> Privat
         loss=jnp.sum(jnp.where(used & jnp.isfinite(part.losses), part.losses, 0)),
         clipped=count(used & finite & (part.norms > clip_norm)),
         non_finite=count(used & ~finite),
+        signal_to_noise=jnp.zeros(()),
     )
+
+
+def _signal_to_noise(clipped_sum: PyTree, noise_stddev: float) -> jax.Array:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(clipped_sum)]
+    size = sum(leaf.size for leaf in leaves)
+    return jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in leaves)) / (noise_stddev * math.sqrt(size))
