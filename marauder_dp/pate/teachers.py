@@ -5,7 +5,8 @@ train together, and on however many devices. The program trains one *wave* of te
 the devices, and on each device `chunk` at a time, vectorised. So memory grows with the chunk and not with the ensemble,
 nothing is compiled twice, and an interrupted run goes on with the next wave.
 
-Rows are padded to a length that follows from public numbers and masked: one example more or less gives the same program.
+Rows are padded to a length that follows from public numbers, nearly always, and masked: one example more or less changes one
+teacher, and the others not in a bit, even where the padding grows.
 """
 
 import dataclasses
