@@ -40,12 +40,7 @@ def only(params, teachers):
     return jax.tree.map(lambda leaf: leaf[teachers], params)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Programs compiled with few optimisations, in half the time; the slow test below does without."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
