@@ -191,5 +191,6 @@ def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choi
             )
     # One round unless queries or checks depend on a student.
     several = settings.choice == "uncertainty" or settings.mechanism == "interactive_gnmax"
-    each = settings.round or (math.ceil(affordable / _ROUNDS) if several else limit)
+    usual = math.ceil(affordable / _ROUNDS) if several else limit
+    each = usual if settings.round is None else settings.round
     return Choice(settings.choice, limit, each, settings.seed, given)

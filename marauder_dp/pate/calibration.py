@@ -85,8 +85,10 @@ def check_ceiling(epsilon: float | None, queries: int | None) -> None:
     """Refuses a run without any bound on what it may spend.
 
     Raises:
-      PlanError: neither is given, or epsilon is not a finite number greater than 0.
+      PlanError: neither is given, epsilon is not a finite number greater than 0, or queries are fewer than 1.
     """
+    if queries is not None and queries < 1:
+        raise PlanError(f"--queries must be at least 1; got {queries}")
     if epsilon is None and queries is None:
         raise PlanError("give --epsilon, the ceiling, or --queries, the most that are asked, or both")
     if epsilon is not None and not 0 < epsilon < math.inf:
