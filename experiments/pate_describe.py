@@ -42,8 +42,8 @@ def plan_text(job: "Job") -> str:
         ),
         (
             "",
-            f"{job.ensemble.chunk} together on each of {job.ensemble.mesh.size} devices, in {job.ensemble.waves} waves; "
-            f"compiled once, in {job.ensemble.compile_seconds:.1f} s",
+            f"{job.ensemble.chunk} together on {_counted(job.ensemble.mesh.size, 'device')}, in "
+            f"{_counted(job.ensemble.waves, 'wave')}; compiled once, in {job.ensemble.compile_seconds:.1f} s",
         ),
         ("voting", f"{voting.mechanism}: {check}{noise} on each count"),
         (
@@ -66,6 +66,10 @@ def plan_text(job: "Job") -> str:
     if settings == _preset_settings(settings):
         rows.append(("expect", preset(settings.dataset).expected))
     return "\n".join(f"  {name:<12}{text}" for name, text in rows)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def _fits(job: "Job") -> int:

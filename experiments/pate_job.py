@@ -69,7 +69,8 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     )
     shape = data.train_x.shape[1:]
     teacher = make_model(settings.teacher_model, shape, data.num_classes)
-    training = _teacher_training(settings, teacher, shape)
+    updates = max(1, round(settings.teacher_epochs * private.data.num_examples / (teachers * settings.teacher_batch_size)))
+    training = _teacher_training(settings, teacher, shape, updates)
     return Job(
         settings=dataclasses.asdict(settings),
         name=settings.dataset,
@@ -133,7 +134,7 @@ def _private(settings: PateSettings, data: "Dataset") -> _Private:
     return _Private(data, partitions, units)
 
 
-def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ...]) -> "TeacherTraining":
+def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ...], updates: int) -> "TeacherTraining":
     import jax.numpy as jnp
     import optax
 
@@ -154,7 +155,7 @@ def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ..
         init=lambda key: teacher.init(key, jnp.zeros(shape))["params"],
         loss_fn=loss,
         optimizer=optax.adam(settings.teacher_learning_rate),
-        epochs=settings.teacher_epochs,
+        updates=updates,
         batch_size=settings.teacher_batch_size,
         seed=settings.seed,
         keyed=settings.teacher_augmentation,

@@ -39,7 +39,7 @@ from marauder_dp.pate.facts import pate_facts, public_header
 from marauder_dp.pate.partitions import Partitions
 from marauder_dp.pate.predictions import Apply, compile_votes, histograms
 from marauder_dp.pate.queries import Choice, next_queries
-from marauder_dp.pate.student import StudentTraining, train_student
+from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
 from marauder_dp.pate.voting import VotingPlan
 from marauder_dp.run_directory import RunDirectory
@@ -327,21 +327,30 @@ def _ask_and_learn(
     while True:
         asked = [answer.query for answer in aggregator.answers]
         known = (
-            _probabilities(job, _learn(job, aggregator, may_stop)) if interactive or job.choice.by == "uncertainty" else None
+            _probabilities(job, _learn(job, aggregator, may_stop, say))
+            if interactive or job.choice.by == "uncertainty"
+            else None
         )
         queries = next_queries(job.choice, asked, len(job.public.x), known)
         expected = known[queries] if interactive and known is not None else None
         answers = aggregator.ask(queries, expected, after_chunk=after_chunk)
         if not queries or len(answers) < len(queries):
-            return _learn(job, aggregator, may_stop), bool(queries)
+            return _learn(job, aggregator, may_stop, say), bool(queries)
 
 
-def _learn(job: Job, aggregator: Aggregator, may_stop: Callable[[], None]) -> PyTree:
+def _learn(job: Job, aggregator: Aggregator, may_stop: Callable[[], None], say: Callable[[str], None]) -> PyTree:
     answered = [answer for answer in aggregator.answers if answer.answered]
     if not answered:
         return None
     queries, labels = [a.query for a in answered], [a.label for a in answered]
-    return train_student(job.student, job.public.x, queries, labels, after_steps=lambda _: may_stop())
+    tenth = max(1, job.student.steps // 10)
+
+    def after_steps(step: int) -> None:
+        may_stop()
+        if step % tenth < STEPS_BETWEEN_CALLS and step < job.student.steps:
+            say(f"student {step:,}/{job.student.steps:,} updates")
+
+    return train_student(job.student, job.public.x, queries, labels, after_steps=after_steps)
 
 
 def _probabilities(job: Job, params: PyTree) -> NDArray[np.float64]:

@@ -22,6 +22,9 @@ from marauder_dp.pate.distortions import slight, strong
 
 PyTree = Any
 
+STEPS_BETWEEN_CALLS = 50
+"""Updates from one call of `after_steps` to the next."""
+
 _SURE = 0.95  # probability from which a prediction counts as a label
 _AVERAGED = 0.99  # decay of the average of parameters
 
@@ -82,7 +85,7 @@ def train_student(
       x: (n, *shape) public examples.
       queries: (k,) numbers of those with a label, k ≥ 1.
       labels: (k,) their classes.
-      after_steps: called now and then with the number of updates done; may raise to stop.
+      after_steps: called every `STEPS_BETWEEN_CALLS` updates with the number of updates done; may raise to stop.
 
     Raises:
       PlanError: no example has a label.
@@ -131,7 +134,7 @@ def train_student(
         chosen = labelled.draw(training.batch_size)
         rest = others.draw(training.unlabelled * training.batch_size)
         state = update(state, pool, queries[chosen], labels[chosen], rest.astype(np.int32))
-        if (step + 1) % 50 == 0:
+        if (step + 1) % STEPS_BETWEEN_CALLS == 0:
             jax.block_until_ready(state)
             after_steps(step + 1)
     return jax.tree.map(np.asarray, state.averaged)

@@ -5,8 +5,9 @@ train together, and on however many devices. The program trains one *wave* of te
 the devices, and on each device `chunk` at a time, vectorised. So memory grows with the chunk and not with the ensemble,
 nothing is compiled twice, and an interrupted run goes on with the next wave.
 
-Rows are padded to a length that follows from public numbers, nearly always, and masked: one example more or less changes one
-teacher, and the others not in a bit, even where the padding grows.
+Every teacher makes the same public number of updates, each on a full batch of its own examples, over and over in random order.
+Padding of its rows is never drawn, and what is drawn does not depend on how long it is. So one example more or less changes one
+teacher, and the others not in a bit, even where the padding grows with it.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ PyTree = Any
 
 _CACHE_BYTES = 2 * 2**20  # of parameters, moments and activations that are worked on together, on a CPU
 _ACCELERATOR_BYTES = 2**30
+_ORDERS = 64  # of its examples, that a teacher goes through before they repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,8 @@ class TeacherTraining:
       init: typed PRNG key → parameters.
       loss_fn: (params, example) → scalar.
       optimizer: any optax transformation.
-      epochs: passes over the teacher's examples.
-      batch_size: examples an update, at most.
+      updates: of every teacher; a public number.
+      batch_size: examples an update. A teacher with fewer sees some twice in it.
       seed: of initial parameters, the order of examples, and the keys.
       keyed: `loss_fn` takes (params, (example, key)), with a key for each example of each update, to augment by, say.
     """
@@ -52,53 +54,47 @@ class TeacherTraining:
     init: Callable[[Array], PyTree]
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
-    epochs: int
+    updates: int
     batch_size: int
     seed: int = 0
     keyed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("updates", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise PlanError(f"{name} of teachers must be a whole number of at least 1; got {value!r}")
 
-    def one(self, teacher: Array, rows: Array, count: Array, data: PyTree) -> PyTree:
+    def one(self, teacher: Array, count: Array, own: PyTree) -> PyTree:
         """The parameters of one teacher.
 
         Args:
           teacher: () int32, its number.
-          rows: (length,) int32, its rows of the data and padding, a multiple of the batch size.
-          count: () int32, how many are its own.
-          data: pytree of arrays (num_examples, ...).
+          count: () int32, how many examples it has.
+          own: pytree of arrays (length, ...): its examples, and padding.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), teacher)
         start, order, keys = jax.random.split(key, 3)
-        own = take(data, rows)
-        slots = jnp.arange(len(rows))
-        size = self.batch_size
+        length = len(jax.tree.leaves(own)[0])
+        # Draws of one line at a time: the first ones are the same however long it is.
+        lines = jax.random.split(order, min(_ORDERS, self.updates * self.batch_size))
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(lines)
+        # Each line is a random order of the teacher's own examples, and the padding after them.
+        orders = jnp.argsort(jnp.where(jnp.arange(length) < count, draws, 2.0), axis=1)
 
-        def epoch(number: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            # The teacher's own examples in random order, the padding after them.
-            draws = jax.random.uniform(jax.random.fold_in(order, number), rows.shape)
-            shuffled = jnp.argsort(jnp.where(slots < count, draws, 2.0))
-
-            def update(batch: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-                which = jax.lax.dynamic_slice(shuffled, (batch * size,), (size,))
-                examples = take(own, which)
-                if self.keyed:
-                    examples = examples, jax.random.split(jax.random.fold_in(jax.random.fold_in(keys, number), batch), size)
-                return self._update(examples, batch * size + jnp.arange(size) < count, *carry)
-
-            return jax.lax.fori_loop(0, (count + size - 1) // size, update, carry)
+        def update(number: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            slots = number * self.batch_size + jnp.arange(self.batch_size)
+            batch = take(own, orders[slots // count % len(orders), slots % count])
+            if self.keyed:
+                batch = batch, jax.random.split(jax.random.fold_in(keys, number), self.batch_size)
+            return self._update(batch, *carry)
 
         params = self.init(start)
-        return jax.lax.fori_loop(0, self.epochs, epoch, (params, self.optimizer.init(params)))[0]
+        return jax.lax.fori_loop(0, self.updates, update, (params, self.optimizer.init(params)))[0]
 
-    def _update(self, batch: PyTree, used: Array, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+    def _update(self, batch: PyTree, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         def mean_loss(params: PyTree) -> Array:
-            losses = jax.vmap(self.loss_fn, (None, 0))(params, batch)
-            return jnp.sum(jnp.where(used, losses, 0)) / jnp.sum(used)
+            return jnp.mean(jax.vmap(self.loss_fn, (None, 0))(params, batch))
 
         updates, opt_state = self.optimizer.update(jax.grad(mean_loss)(params), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
@@ -114,7 +110,7 @@ class Ensemble:
       chunk: teachers that are trained together on a device.
       wave: teachers of one call of the program; a multiple of the number of devices and of the chunk.
       mesh: the devices.
-      program: (teacher numbers, rows, counts, data) → parameters with a leading dimension of `wave`.
+      program: (teacher numbers, counts, their examples) → parameters with a leading dimension of `wave`.
       digest: SHA-256 of the program's text, the JAX version and the backend. Equal digests train the same teachers.
       compile_seconds: that compiling took.
     """
@@ -150,17 +146,17 @@ class Ensemble:
         Raises:
           ModelError: a teacher's parameters aren't finite; none of that wave are returned.
         """
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        data = jax.device_put(jax.tree.map(jnp.asarray, data), everywhere)
-        rows = _padded(self.partitions, self.training.batch_size)
+        rows = _padded(self.partitions)
+        data = jax.tree.map(np.asarray, data)
         for number in range(start, self.waves):
             teachers = self.teachers_of(number)
             # The last wave is filled up with teachers that were trained before.
             which = np.arange(number * self.wave, (number + 1) * self.wave, dtype=np.int32) % self.partitions.teachers
+            own = jax.tree.map(lambda leaf, which=which: leaf[rows[which]], data)
             given = jax.device_put(
-                (which, rows[which], self.partitions.counts[which]), NamedSharding(self.mesh, PartitionSpec("teachers"))
+                (which, self.partitions.counts[which], own), NamedSharding(self.mesh, PartitionSpec("teachers"))
             )
-            params = _first(len(teachers), self.program(*given, data))
+            params = _first(len(teachers), self.program(*given))
             _check_finite(teachers, params)
             yield teachers, params
 
@@ -198,19 +194,21 @@ def compile_ensemble(
     chunk = min(chunk, each)
     on_device = chunk * max(1, round(each / waves / chunk))
     mesh = Mesh(np.array(devices), ("teachers",))
-    split, everywhere = PartitionSpec("teachers"), PartitionSpec()
+    split = PartitionSpec("teachers")
 
-    def some(teachers: Array, rows: Array, counts: Array, data: PyTree) -> PyTree:
-        return jax.lax.map(lambda x: training.one(x[0], x[1], x[2], data), (teachers, rows, counts), batch_size=chunk)
+    def some(teachers: Array, counts: Array, own: PyTree) -> PyTree:
+        each = lambda x: training.one(*x)  # noqa: E731
+        return jax.lax.map(each, (teachers, counts, own), batch_size=chunk if chunk > 1 else None)
 
-    program = jax.jit(_sharded(some, mesh=mesh, in_specs=(split, split, split, everywhere), out_specs=split))
+    program = jax.jit(_sharded(some, mesh=mesh, in_specs=split, out_specs=split))
     wave = on_device * len(devices)
-    rows = _padded(partitions, training.batch_size)
-    shape = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
-    numbers = np.zeros(wave, np.int32)
-    given = [shape(x, split) for x in (numbers, np.zeros((wave, rows.shape[1]), np.int32), numbers)]
+    length = _padded(partitions).shape[1]
+    numbers = jax.ShapeDtypeStruct((wave,), np.int32)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((wave, length, *x.shape[1:]), x.dtype), data)
+    sharding = NamedSharding(mesh, split)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (numbers, numbers, own))
     begun = time.perf_counter()
-    lowered = program.lower(*given, jax.tree.map(lambda x: shape(x, everywhere), data))
+    lowered = program.lower(*given)
     compiled = lowered.compile()
     text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -236,11 +234,10 @@ def choose_chunk(training: TeacherTraining, example: PyTree, at_most: int) -> in
     return max(1, min(at_most, room // max(size, 1)))
 
 
-def _padded(partitions: Partitions, batch_size: int) -> Any:
+def _padded(partitions: Partitions) -> Any:
     """Rows up to a length that, but for a chance of 1e-9 or so, follows from the number of examples and of teachers."""
     mean = int(partitions.counts.sum()) / partitions.teachers
     length = max(math.ceil(mean + 6 * math.sqrt(mean) + 6), partitions.rows.shape[1])
-    length = math.ceil(length / batch_size) * batch_size
     return np.pad(partitions.rows, [(0, 0), (0, length - partitions.rows.shape[1])], mode="edge")
 
 

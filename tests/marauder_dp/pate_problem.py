@@ -49,7 +49,7 @@ def jittered_loss(params, example):
 
 def training(*, keyed=False, **changes):
     """How teachers train here."""
-    how = {"epochs": 3, "batch_size": 8, "seed": 5} | changes
+    how = {"updates": 12, "batch_size": 8, "seed": 5} | changes
     return TeacherTraining(init, jittered_loss if keyed else loss, optax.adam(0.05), keyed=keyed, **how)
 
 

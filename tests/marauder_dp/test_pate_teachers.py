@@ -1,6 +1,7 @@
 """Teachers: each is what it would be alone, whatever trains beside it."""
 
 import dataclasses
+import itertools
 import math
 import os
 import subprocess
@@ -17,6 +18,7 @@ from marauder_dp.pate.predictions import compile_votes, histograms
 from marauder_dp.pate.teachers import choose_chunk, compile_ensemble
 from tests.marauder_dp.pate_problem import (
     CLASSES,
+    FEATURES,
     TEACHERS,
     all_teachers,
     apply,
@@ -34,6 +36,11 @@ def same(a, b):
 
 def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+
+
+def padded(ensemble):
+    """Rows of a teacher in the program."""
+    return ensemble.program.in_avals[0][2][0].shape[1]
 
 
 def only(params, teachers):
@@ -70,17 +77,17 @@ def plain_loop(how, split, data):
         params = how.init(start)
         state = how.optimizer.init(params)
         own = split.own(teacher)
-        for epoch in range(how.epochs):
-            draws = jax.random.uniform(jax.random.fold_in(order, epoch), (200,))[: len(own)]
-            shuffled = own[np.argsort(draws, stable=True)]
-            for number, at in enumerate(range(0, len(own), how.batch_size)):
-                which = shuffled[at : at + how.batch_size]
-                batch = [tuple(leaf[row] for leaf in data) for row in which]
-                if how.keyed:
-                    drawn = jax.random.split(jax.random.fold_in(jax.random.fold_in(keys, epoch), number), how.batch_size)
-                    batch = [(example, drawn[i]) for i, example in enumerate(batch)]
-                parts = [gradient(params, example) for example in batch]
-                params, state = step(params, state, jax.tree.map(lambda *leaves: sum(leaves), *parts), len(which))
+        lines = jax.random.split(order, min(64, how.updates * how.batch_size))
+        orders = (own[np.argsort(jax.random.uniform(line, (200,))[: len(own)], stable=True)] for line in lines)
+        rows = itertools.chain.from_iterable(orders)
+        for number in range(how.updates):
+            batch = [tuple(leaf[row] for leaf in data) for row in itertools.islice(rows, how.batch_size)]
+            assert len(batch) == how.batch_size
+            if how.keyed:
+                drawn = jax.random.split(jax.random.fold_in(keys, number), how.batch_size)
+                batch = [(example, drawn[i]) for i, example in enumerate(batch)]
+            parts = [gradient(params, example) for example in batch]
+            params, state = step(params, state, jax.tree.map(lambda *leaves: sum(leaves), *parts), how.batch_size)
         everything.append(params)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *everything)
 
@@ -147,9 +154,8 @@ def test_another_number_teaches_otherwise_and_the_order_of_teachers_does_not_mat
     assert not np.array_equal(params["w"][0], ensemble[1]["w"][1])
 
 
-def length(n, teachers, batch_size):
-    mean = n / teachers
-    return math.ceil(math.ceil(mean + 6 * math.sqrt(mean) + 6) / batch_size) * batch_size
+def length(n):
+    return math.ceil(n / TEACHERS + 6 * math.sqrt(n / TEACHERS) + 6)
 
 
 @pytest.mark.parametrize("change", ["replace", "remove where the padding grows"])
@@ -157,7 +163,7 @@ def test_one_example_changes_one_teacher_alone_bit_for_bit(data, ensemble, chang
     """Neighbouring data: a program compiled anew for them, and 12 of 13 teachers the same to the last bit."""
     n = 400
     if "padding" in change:
-        n = next(n for n in range(400, 300, -1) if length(n, TEACHERS, 8) != length(n - 1, TEACHERS, 8))
+        n = next(n for n in range(400, 300, -1) if length(n) != length(n - 1))
     x, y = (leaf[:n] for leaf in data)
     found, before = (ensemble[0], ensemble[1]) if n == 400 else trained((x, y), chunk=3, waves=5)
     if change == "replace":
@@ -167,7 +173,7 @@ def test_one_example_changes_one_teacher_alone_bit_for_bit(data, ensemble, chang
     else:
         kept = np.arange(n) != 17
         neighbour, after = trained((x[kept], y[kept]), ids=np.arange(n)[kept], chunk=3, waves=5)
-        lengths = [p.program.in_avals[0][1].shape[1] for p in (found, neighbour)]
+        lengths = [padded(p) for p in (found, neighbour)]
         assert (lengths[0] != lengths[1]) == ("padding" in change)
     assert (neighbour.chunk, neighbour.wave) == (found.chunk, found.wave)
     changed = [t for t in range(TEACHERS) if any((a[t] != b[t]).any() for a, b in zip(*map(jax.tree.leaves, (before, after))))]  # noqa: B905
@@ -185,7 +191,7 @@ def test_a_huge_unit_changes_one_teacher_alone(data):
         neighbour, after = trained(tuple(leaf[kept] for leaf in data), ids=ids[kept], chunk=3, waves=5)
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
-    rows = [e.program.in_avals[0][1].shape[1] for e in (found, neighbour)]
+    rows = [padded(e) for e in (found, neighbour)]
     assert rows[0] > rows[1]
     owner = int(np.argmax(found.partitions.counts))
     others = [t for t in range(TEACHERS) if t != owner]
@@ -217,18 +223,18 @@ def test_going_on_from_a_wave(data, ensemble):
 def test_memory_does_not_grow_with_the_ensemble(data, ensemble):
     """26 teachers in one wave need what 3 in one need, but for their parameters and rows."""
     split = partition(np.arange(400), 2 * TEACHERS)
-    length = ensemble[0].program.in_avals[0][1].shape[1]
+    length = padded(ensemble[0])
     rows = np.pad(split.rows, [(0, 0), (0, length - split.rows.shape[1])], mode="edge")  # the same padding for both
     found = compile_ensemble(training(), Partitions(rows, split.counts), data, chunk=3, waves=1)
     assert (found.chunk, found.wave) == (3, 27)
     few, many = (e.program.memory_analysis().temp_size_in_bytes for e in (ensemble[0], found))
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(init(jax.random.key(0))))
-    assert many - few <= 24 * 2 * (parameters + 4 * length)
+    assert many - few <= 24 * 2 * (parameters + 4 * length * (FEATURES + 2))
 
 
 def test_a_diverged_teacher_is_named(data, ensemble):
     x = data[0].copy()
-    x[ensemble[0].partitions.own(7)[3]] = np.inf
+    x[ensemble[0].partitions.own(7)[3]] = np.inf  # each teacher sees all of its examples
     found = ensemble[0].train((x, data[1]))
     next(found), next(found)
     with pytest.raises(ModelError, match=r"teacher 7 has parameters that aren't finite.*learning rate") as caught:
@@ -242,8 +248,8 @@ def test_a_chunk_is_a_whole_number(data, chunk):
         compile_ensemble(training(), partition(np.arange(400), 5), data, chunk=chunk)
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("epochs", 1.5), ("batch_size", -1)])
-def test_epochs_and_batches_are_whole_numbers(name, value):
+@pytest.mark.parametrize(("name", "value"), [("updates", 0), ("updates", 1.5), ("batch_size", -1)])
+def test_updates_and_batches_are_whole_numbers(name, value):
     with pytest.raises(PlanError, match=f"{name} of teachers"):
         training(**{name: value})
 
