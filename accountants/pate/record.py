@@ -33,6 +33,10 @@ CHECKS = f"{LABELS}/threshold_check"
 PLURALITIES = f"{LABELS}/argmax"
 REFUSED = -1
 
+CHECKED = ("confident_gnmax", "interactive_gnmax")
+"""Mechanisms that refuse some queries."""
+MECHANISMS = (*CHECKED, "gnmax", "lnmax")
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:

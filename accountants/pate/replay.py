@@ -33,7 +33,7 @@ def analyse_run(contents: LedgerContents, votes: Votes) -> Analysis | None:
     try:
         voting, delta = contents.public["voting"], contents.public["delta"]
         _check_charged_for(contents, voting)
-        asked = Votes(votes.counts[[answer.query for answer in answers]], voting["teachers"])
+        asked = Votes(votes.counts[[answer.query for answer in answers]], int(voting["teachers"]))
         interactive = voting["mechanism"] == "interactive_gnmax"
         return analyse(
             asked,
@@ -52,7 +52,12 @@ def analyse_run(contents: LedgerContents, votes: Votes) -> Analysis | None:
 
 
 def _check_charged_for(contents: LedgerContents, voting: Mapping[str, Any]) -> None:
-    """Refuses a header that describes other noise than was charged for."""
+    """Refuses a header that makes no sense, or describes other noise than was charged for."""
+    checked = voting["mechanism"] in record.CHECKED
+    if voting["mechanism"] not in record.MECHANISMS or any(
+        (voting[name] is not None) != checked for name in ("threshold", "sigma_threshold")
+    ):
+        raise LedgerError("the ledger's header does not describe the voting (mechanism, threshold)")
     check, plurality = record.events(voting["mechanism"], voting["sigma_votes"], voting["sigma_threshold"])
     for charge in contents.charges:
         if charge.event != {record.CHECKS: check, record.PLURALITIES: plurality}.get(charge.path, charge.event):

@@ -4,6 +4,7 @@ import math
 
 from accountants import GaussianDpEvent, LaplaceDpEvent, SelfComposedDpEvent
 from accountants.accountant import epsilon as accounted_epsilon
+from accountants.pate.record import CHECKED
 from marauder_dp.errors import PlanError
 from marauder_dp.pate.voting import VotingPlan
 
@@ -37,13 +38,13 @@ def plan_voting(
       classes: m.
       delta: in (0, 1).
       epsilon: the ceiling, if there is one.
-      mechanism: one of `voting.MECHANISMS`.
+      mechanism: one of `accountants.pate.record.MECHANISMS`.
       threshold, sigma_threshold, sigma_votes: what is given, in votes.
 
     Raises:
       PlanError: they contradict the mechanism or make no sense.
     """
-    checks = mechanism in ("confident_gnmax", "interactive_gnmax")
+    checks = mechanism in CHECKED
     if sigma_votes is None:
         sigma_votes = _round(_noise(teachers, classes, delta, epsilon, checks, laplace=mechanism == "lnmax"))
     if checks:

@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 
 from accountants import ComposedDpEvent, DpEvent, GaussianDpEvent
 from accountants.pate import record
+from accountants.pate.record import CHECKED, MECHANISMS
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import standard_laplace, standard_normal
-
-MECHANISMS = ("confident_gnmax", "interactive_gnmax", "gnmax", "lnmax")
 
 Histograms = NDArray[np.int64]
 
@@ -66,7 +65,7 @@ class VotingPlan:
       sigma_votes: noise on each count, in votes: a standard deviation, or the scale b of `lnmax`.
       threshold: T, in votes, from 0 to K, of the mechanisms with a check, else None.
       sigma_threshold: standard deviation of the check's noise, in votes; likewise.
-      mechanism: one of `MECHANISMS`.
+      mechanism: one of `accountants.pate.record.MECHANISMS`.
     """
 
     teachers: int
@@ -96,7 +95,7 @@ class VotingPlan:
     @property
     def checks(self) -> bool:
         """Whether a query may be refused."""
-        return self.mechanism in ("confident_gnmax", "interactive_gnmax")
+        return self.mechanism in CHECKED
 
     @property
     def check_event(self) -> DpEvent | None:

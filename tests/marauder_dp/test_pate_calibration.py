@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountants.calibration import calibrate_steps
+from accountants.pate.record import CHECKED, MECHANISMS
 from marauder_dp.errors import PlanError
 from marauder_dp.pate.calibration import check_ceiling, plan_voting
-from marauder_dp.pate.voting import MECHANISMS
-
-CHECKED = ("confident_gnmax", "interactive_gnmax")
 
 
 def test_it_never_sees_votes_or_data():

@@ -13,9 +13,10 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from accountants import GaussianDpEvent, LaplaceDpEvent, PldAccountant
+from accountants.pate.record import CHECKED, MECHANISMS
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import standard_normal
-from marauder_dp.pate.voting import MECHANISMS, MultiLabelPlan, QueryNoise, VotingPlan
+from marauder_dp.pate.voting import MultiLabelPlan, QueryNoise, VotingPlan
 from tests.accountants.pate_references import log_answers, log_winners, log_winners_laplace
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -24,7 +25,7 @@ DRAWS = 20_000
 
 
 def plan_of(mechanism, teachers, classes, sigma, threshold=None, sigma_threshold=None):
-    checks = mechanism in ("confident_gnmax", "interactive_gnmax")
+    checks = mechanism in CHECKED
     return VotingPlan(
         teachers,
         classes,
