@@ -300,7 +300,7 @@ def _load(path: Path, like: PyTree, teachers: int) -> PyTree:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[f"arr_{i}"] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
         raise IntegrityError(f"{path} is damaged; remove it and its wave is trained again") from error
     if [array.shape for array in arrays] != [(teachers, *leaf.shape) for leaf in leaves]:
         raise IntegrityError(f"{path} holds other teachers than this run's; use another --workdir")

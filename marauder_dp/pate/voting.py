@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import ComposedDpEvent, DpEvent, GaussianDpEvent
+from accountants.errors import InvalidEventError
 from accountants.pate import record
 from accountants.pate.record import CHECKED, MECHANISMS
+from accountants.pate.votes import noise_in_votes
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import standard_laplace, standard_normal
 
@@ -80,13 +82,13 @@ class VotingPlan:
             raise PlanError(f"mechanism must be one of {', '.join(MECHANISMS)}; got {self.mechanism!r}")
         if self.teachers < 1 or self.classes < 2:
             raise PlanError(f"voting takes at least 1 teacher and 2 classes; got {self.teachers} and {self.classes}")
-        _check_positive("sigma_votes", self.sigma_votes)
+        _check_noise("sigma_votes", self.sigma_votes)
         given = [self.threshold is not None, self.sigma_threshold is not None]
         if self.checks != all(given) or any(given) != all(given):
             need = "needs threshold and sigma_threshold" if self.checks else "has no check: no threshold, no sigma_threshold"
             raise PlanError(f"{self.mechanism} {need}; got {self.threshold} and {self.sigma_threshold}")
         if self.threshold is not None:
-            _check_positive("sigma_threshold", self.sigma_threshold)
+            _check_noise("sigma_threshold", self.sigma_threshold)
             if not 0 <= self.threshold <= self.teachers:
                 raise PlanError(
                     f"the threshold, {self.threshold:g}, must lie between 0 and the number of teachers, {self.teachers}"
@@ -171,7 +173,7 @@ class MultiLabelPlan:
     sigma_votes: float
 
     def __post_init__(self) -> None:
-        _check_positive("sigma_votes", self.sigma_votes)
+        _check_noise("sigma_votes", self.sigma_votes)
         if not (self.teachers >= 1 and 1 <= self.most <= self.labels):
             raise PlanError(f"most must lie between 1 and the {self.labels} labels, with at least 1 teacher; got {self.most}")
 
@@ -203,6 +205,8 @@ def _draws(draw: Any, key: jax.Array, queries: jax.Array, purpose: int, shape: t
     return jax.vmap(one)(queries)
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise PlanError(f"{name} must be a finite number greater than 0; got {value!r}")
+def _check_noise(name: str, value: Any) -> None:
+    try:
+        noise_in_votes(value, name)
+    except InvalidEventError as error:
+        raise PlanError(str(error)) from None

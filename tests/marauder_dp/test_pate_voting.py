@@ -48,7 +48,7 @@ def assert_share(hits, probability):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_without_noise_the_largest_count_wins_and_the_threshold_is_sharp(mechanism):
     votes = np.random.default_rng(0).multinomial(30, [0.2] * 5, 200)
-    plan = plan_of(mechanism, 30, 5, 1e-9, threshold=10.5)
+    plan = plan_of(mechanism, 30, 5, 1e-6, threshold=10.5)
     some = noise(1, range(200))
     student = np.full((200, 5), 0.2) if mechanism == "interactive_gnmax" else None
     passed = plan.passes(votes, some, student)
@@ -61,7 +61,7 @@ def test_without_noise_the_largest_count_wins_and_the_threshold_is_sharp(mechani
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_with_infinite_noise_votes_do_not_matter(mechanism):
     votes = np.tile([30, 0, 0], (DRAWS, 1))
-    plan = plan_of(mechanism, 30, 3, 1e12)
+    plan = plan_of(mechanism, 30, 3, 4e8)
     student = np.full((DRAWS, 3), 1 / 3) if mechanism == "interactive_gnmax" else None
     some = noise(2)
     if plan.checks:
@@ -190,6 +190,9 @@ BAD_PLANS = [
     ((30, 3, math.nan), {}, "sigma_votes"),
     ((30, 3, math.inf), {}, "sigma_votes"),
     ((30, 3, "4"), {}, "sigma_votes"),
+    ((30, 3, 1e-200), {}, "sigma_votes, noise in votes, must lie between 1e-06 and 1e"),
+    ((30, 3, 1e200), {}, "sigma_votes, noise in votes"),
+    ((30, 3, 1.0, 20.0, 1e-9), {}, "sigma_threshold, noise in votes"),
     ((0, 3, 1.0), {}, "at least 1 teacher"),
     ((30, 1, 1.0), {}, "2 classes"),
     ((30, 3, 1.0, 20.0), {}, "needs threshold and sigma_threshold"),
@@ -249,7 +252,7 @@ class TestMultiLabel:
         released = plan.answers(np.tile([18, 2], (DRAWS, 1)), noise(8))
         assert_share(released[:, 0], norm.cdf(3 / 4))
         assert_share(released[:, 1], norm.cdf(-13 / 4))
-        exact = MultiLabelPlan(30, 2, 1, 1e-9).answers(np.array([[16, 14]]), noise(9, range(1)))
+        exact = MultiLabelPlan(30, 2, 1, 1e-6).answers(np.array([[16, 14]]), noise(9, range(1)))
         assert exact.tolist() == [[True, False]]
 
     def test_bad_input(self):
