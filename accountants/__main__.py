@@ -15,14 +15,15 @@ from typing import Any
 from accountants import budget_command, calibration, report, signing
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.breakdown import finite_or_text
-from accountants.chain import read_ledger
 from accountants.errors import AccountingError, BudgetExceededError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
 from accountants.heads import hashes_of, is_budget, verify_budget
+from accountants.merge import merged
 from accountants.pate import command as votes_command
 from accountants.pld import DEFAULT_RTOL
 from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
+from accountants.runs import Run, read_run
 from accountants.statement import statement
 
 USAGE_ERROR = 2
@@ -172,19 +173,40 @@ def _tradeoff(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    if args.ledger.endswith(".json"):
-        raise LedgerError(f"{args.ledger} is not a ledger: `report` takes ledger.jsonl, `verify` takes either")
-    contents = read_ledger(args.ledger)
-    if contents.torn:
+    return _show_runs(args, [_read(path, args) for path in args.ledgers])
+
+
+def _merge(args: argparse.Namespace) -> int:
+    return _show_runs(args, [merged([_read(path, args) for path in args.ledgers], args.delta, args.accountant)])
+
+
+def _read(path: str, args: argparse.Namespace) -> Run:
+    if Path(path).name == "privacy.json":
+        raise LedgerError(f"{path} is not a ledger: `report` takes ledger.jsonl or a run's folder, `verify` takes either")
+    run = read_run(path, args.delta, args.accountant)
+    if run.contents.torn:
         print(
-            f"warning: line {len(contents.hashes) + 1} is torn (a crash in mid-write, before its release) and left out",
+            f"warning: line {len(run.contents.hashes) + 1} is torn (a crash in mid-write, before its release) and left out",
             file=sys.stderr,
         )
-    document = report.privacy_document(contents, args.delta, accountant=args.accountant)
+    return run.public() if args.public else run
+
+
+def _show_runs(args: argparse.Namespace, runs: list[Run]) -> int:
+    documents = [dict(run.document) for run in runs]
     if args.statement:
-        return _show(args, document, statement(document))
-    table = report.text_table(report.breakdown_of(contents, args.delta, args.accountant))
-    return _show(args, document, "\n".join([*report.caveats(contents.public), table]))
+        texts = [statement(document) for document in documents]
+    else:
+        texts = ["\n".join([*report.caveats(run.contents.public), report.text_table(run.breakdown)]) for run in runs]
+        if len(runs) > 1:
+            texts = [f"{run.name}\n\n{text}" for run, text in zip(runs, texts, strict=True)]
+    if args.html is not None:
+        from accountants.html.page import write_page
+
+        write_page(args.html, runs, public=args.public)
+        texts.append(f"page: {args.html}")
+    result = documents[0] if len(runs) == 1 else {"runs": [{"name": run.name, **run.document} for run in runs]}
+    return _show(args, result, "\n\n".join(texts))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -299,15 +321,22 @@ def _parser() -> argparse.ArgumentParser:
     tradeoff.add_argument("--prior", type=float, default=0.5, metavar="P", help="probability of presence, for the Bayes risk")
     sampled(tradeoff)
 
-    show = command("report", _report, "Spend by component of a ledger.")
-    show.add_argument("ledger", metavar="LEDGER")
-    show.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
-    accounted(show)
-    show.add_argument(
-        "--statement",
-        action="store_true",
-        help="print the privacy statement (Markdown); a ledger alone lacks what a run's own privacy.md adds",
-    )
+    def shown(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "ledgers", metavar="LEDGER", nargs="+", help="ledger.jsonl, a run's folder, or another library's history"
+        )
+        sub.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
+        accounted(sub)
+        sub.add_argument("--html", metavar="FILE", help="write a self-contained page too (needs jinja2 and matplotlib)")
+        sub.add_argument("--public", action="store_true", help="leave out what was computed from private data without noise")
+        sub.add_argument(
+            "--statement",
+            action="store_true",
+            help="print the privacy statement (Markdown); a ledger alone lacks what a run's own privacy.md adds",
+        )
+
+    shown(command("report", _report, "Spend by component of a ledger; several are shown beside each other."))
+    shown(command("merge", _merge, "Several ledgers of one data set as one: what all of them cost together."))
 
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
     verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")

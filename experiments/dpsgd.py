@@ -299,10 +299,13 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
         f"test accuracy  {result.test_accuracy:.2%} on {len(job.dataset.test_y):,} held-out examples, "
         f"after {result.steps:,} updates"
     )
+    page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
     print(f"ledger head    {result.head}")
     if result.budget_head:
         print(f"budget head    {result.budget_head}")
-    print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
+    print(
+        f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
+    )
     print(f"check it       {python} -m accountants verify {folder}/privacy.json")
 
 

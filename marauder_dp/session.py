@@ -34,6 +34,7 @@ from marauder_dp.models import accuracy
 from marauder_dp.plan import GRADIENTS, DpSgdPlan
 from marauder_dp.policy import Permit, RunAccount
 from marauder_dp.progress import ProgressLine
+from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.training import ChunkReport, Outcome, Program, train
 
@@ -112,7 +113,9 @@ def run(
     """
     plan = job.sgd.plan
     check_same_settings(directory, job.settings)  # for a message in terms of flags; the keys' binding is what counts
-    public = dict(public_header(plan, reproducible_noise=job.reproducible_seed is not None))
+    public = dict(
+        public_header(plan, reproducible_noise=job.reproducible_seed is not None, epsilon_ceiling=job.epsilon_ceiling)
+    )
     with contextlib.ExitStack() as stack:
         account = None
         if job.permit is not None:
@@ -165,7 +168,9 @@ def run(
             return Result(outcome, int(state.step))
         if account is not None:
             account.commit()
-        return _conclude(job, state, outcome, directory, ledger, account)
+        result = _conclude(job, state, outcome, directory, ledger, account)
+    write_page(directory, say)
+    return result
 
 
 def check_same_settings(directory: RunDirectory, settings: Mapping[str, Any]) -> None:
@@ -215,6 +220,9 @@ class _Recorder:
         drawn = max(float(chunk.metrics.examples), 1.0)
         for name in ("loss", "clipped", "non_finite"):
             log(step, "train", name, float(getattr(chunk.metrics, name)) / drawn, private=True)
+        if self._job.sgd.plan.private:
+            ratio = float(chunk.metrics.signal_to_noise) / max(chunk.updates, 1)
+            log(step, "train", "signal_to_noise", ratio, private=True)
         log(step, "train", "epsilon", finite_or_text(chunk.epsilon), private=False)
         if self._job.sgd.plan.adaptive:  # paid for as a component of its own
             log(step, "train", "clip_norm", float(state.clip_norm), private=False)

@@ -40,8 +40,8 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
         ),
         "unit": (
             "One training example. It is seen by one teacher alone, the one that a keyed hash of its number picks, so it moves "
-            "at most one vote in each histogram, whether it is added, removed or replaced. Duplicates of an example count as "
-            "separate units."
+            "at most one vote in each histogram, whether it is added, removed or replaced; the others keep their numbers. "
+            "Duplicates of an example count as separate units."
             if job.counts_public
             else "One unit of privacy, told apart by the ids that came with the data. All its examples are seen by one teacher "
             "alone, the one that a keyed hash of its id picks, so it moves at most one vote in each histogram."
@@ -50,13 +50,14 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
             f"The public examples of which queries are made ({len(job.public.x):,} of {job.name}), and the label set.",
             "The number of teachers, their architecture and training, and every setting in config.json.",
             f"Features: {job.note}",
-            "The number of training examples, and of each teacher's. It sets δ."
+            "The number of training examples, and of each teacher's. It sets δ and how long teachers train."
             if job.counts_public
-            else "The number of units. It sets δ.",
+            else "The numbers of units and of training examples. They set δ and how long teachers train.",
         ],
         "covered": "Every answer: the outcome of the threshold check, and the class of the noisy plurality.",
         "not_covered": [
             "Choosing hyper-parameters, or the best of several runs, by results on this data.",
+            "Whatever the machine itself logs, crash dumps and timings included.",
             "What is marked private in metrics.jsonl and, in privacy.json, the part `pate` that depends on the votes: its "
             "figures are for the operator. `report --public` leaves them out.",
             "The examples that teachers are asked about and the student is tested on: they count as public.",
@@ -79,15 +80,17 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
             if job.counts_public
             else "The guarantee is for one unit as a whole; whether that is a person is up to the ids given."
         ),
-        "utility": (
+        "utility": [
             "No query was answered, so there is no student."
             if test_accuracy is None
             else f"The student's accuracy: {test_accuracy:.2%} on {len(job.public.test_y):,} held-out examples. Not measured "
-            "by subgroup."
-        ),
+            "by subgroup.",
+            "How the data was collected, and who has access to it and to this run's folder, is for its owner to state.",
+        ],
         "verify": [
+            "The commit of the code and the versions of what it uses are in config.json. No privacy audit was made.",
             "`python -m accountants replay RUN`, with the run's private folder, checks that the stored votes are those the "
-            "ledger is bound to and derives the data-dependent figures from them again."
+            "ledger is bound to and derives the data-dependent figures from them again.",
         ],
     }
     if job.reproducible_seed is not None:

@@ -42,6 +42,7 @@ from marauder_dp.pate.queries import Choice, next_queries
 from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
 from marauder_dp.pate.voting import VotingPlan
+from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.session import check_same_settings
 
@@ -178,11 +179,13 @@ def run(
             params, exhausted = _ask_and_learn(job, aggregator, budget, may_stop, say)
         except _Stopped:
             return Result(finished=False)
-        return _conclude(job, params, exhausted, votes, directory, ledger)
+        result = _conclude(job, params, exhausted, votes, directory, ledger)
+    write_page(directory, say)
+    return result
 
 
 def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tuple[jax.Array, bytes]:
-    """The noise key and the salt: the stored ones when resuming, else new ones.
+    """The noise key and the salt: the stored ones if the ledger holds anything that rests on them, else new ones.
 
     Raises:
       IntegrityError: the ledger is past its first line but they are gone, or they were drawn for other data or teachers.
@@ -194,7 +197,7 @@ def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tup
         "public examples": _fingerprint(job.public.x),
     }
     stored = secrets.load(directory.private)
-    if stored is not None and salt_file.exists():
+    if stored is not None:
         known, before = stored
         differing = [name for name in begun_with if before.get(name) != begun_with[name]]
         if differing:
@@ -202,12 +205,14 @@ def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tup
                 f"the {' and '.join(differing)} are not what the run in {directory.path} began with (other data, settings, "
                 "code, number of devices, JAX version or backend), so it can't be taken up; use another --workdir"
             )
-        return known.noise, salt_file.read_bytes()
     if contents.commitments or contents.charges:
-        raise IntegrityError(
-            f"{directory.ledger} is past its beginning but {directory.private} lacks the run's secrets; restore that folder or "
-            "use another --workdir"
-        )
+        if stored is None or not salt_file.exists():
+            raise IntegrityError(
+                f"{directory.ledger} is past its beginning but {directory.private} lacks the run's secrets; restore that "
+                "folder or use another --workdir"
+            )
+        return known.noise, salt_file.read_bytes()
+    # Also where a ledger was taken away and its secrets were not: noise that may have been used is never used again.
     keys = secrets.fresh_keys() if job.reproducible_seed is None else secrets.reproducible_keys(job.reproducible_seed)
     secrets.store(directory.private, keys, begun_with)
     write_atomically(salt_file, entropy.token_bytes(32), mode=0o600)
@@ -298,7 +303,7 @@ def _load(path: Path, like: PyTree, teachers: int) -> PyTree:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[f"arr_{i}"] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
         raise IntegrityError(f"{path} is damaged; remove it and its wave is trained again") from error
     if [array.shape for array in arrays] != [(teachers, *leaf.shape) for leaf in leaves]:
         raise IntegrityError(f"{path} holds other teachers than this run's; use another --workdir")
@@ -321,6 +326,7 @@ def _ask_and_learn(
         may_stop()
 
     interactive = job.voting.mechanism == "interactive_gnmax"
+    aggregator.finish(after_chunk)
     while True:
         asked = [answer.query for answer in aggregator.answers]
         known = (

@@ -18,8 +18,11 @@ EXTRAS = {"cryptography"}
 
 
 def test_imports_only_numpy_scipy_and_the_standard_library():
-    allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "accountants"}
+    """Pages use jinja2 and matplotlib too, which test_report_page.py shows to be imported late."""
     for path in (ROOT / "accountants").rglob("*.py"):
+        allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "accountants"}
+        if path.parent.name == "html":
+            allowed |= {"jinja2", "markupsafe", "matplotlib"}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
