@@ -90,7 +90,7 @@ class Account:
             reserved = next(charge.count for charge in held.charges if charge.path == path)
             return min(at_most, free + (0 if held.committed else reserved - held.drawn[path]))
         state = self._budget.refresh()
-        fits = lambda n: n == 0 or state.fits(self.purse.cohort, self.purse.purpose, {event: n})  # noqa: E731
+        fits = lambda n: n == 0 or state.fits(self.purse.cohort, self.purse.purpose, {event: n}, exact=False)  # noqa: E731
         return min(at_most, free + largest_count(fits, max(at_most - free, 0)))
 
     def draw(self, path: str, event: Any, count: int) -> None:

@@ -127,19 +127,20 @@ class BudgetState:
         filters = {name: [admission.order, admission.exact] for name, admission in reservation.filters.items()}
         return {"kind": "reserve", **fields, "charges": charges, "filters": filters}
 
-    def admit(self, scope: Scope, more: dict[DpEvent, int]) -> Admission:
-        """How `more` fits into a scope.
+    def admit(self, scope: Scope, more: dict[DpEvent, int], exact: bool = True) -> Admission:
+        """How `more` fits into a scope; without `exact`, by its Rényi filter alone.
 
         Raises:
           BudgetExceededError, UnsupportedEventError: it doesn't.
         """
-        return scopes.admit(scope, self.terms.neighbouring_relation, self._counts(scope), more, self._orders.get(scope.name))
+        held, order = self._counts(scope), self._orders.get(scope.name)
+        return scopes.admit(scope, self.terms.neighbouring_relation, held, more, order, exact)
 
-    def fits(self, cohort: str, purpose: str, more: dict[DpEvent, int]) -> bool:
-        """Whether `more` fits below every ceiling that it comes under."""
+    def fits(self, cohort: str, purpose: str, more: dict[DpEvent, int], exact: bool = True) -> bool:
+        """Whether `more` fits below every ceiling that it comes under; see `admit`."""
         try:
             for scope in self.terms.scopes(cohort, purpose):
-                self.admit(scope, more)
+                self.admit(scope, more, exact)
         except BudgetExceededError:
             return False
         return not self.sealed

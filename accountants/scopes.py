@@ -136,7 +136,9 @@ class Admission:
     exact: bool
 
 
-def admit(scope: Scope, relation: NeighbouringRelation, held: Counts, more: Counts, order: float | None) -> Admission:
+def admit(
+    scope: Scope, relation: NeighbouringRelation, held: Counts, more: Counts, order: float | None, exact: bool = True
+) -> Admission:
     """Whether `more` fits beside what is `held`.
 
     Args:
@@ -145,6 +147,7 @@ def admit(scope: Scope, relation: NeighbouringRelation, held: Counts, more: Coun
       held: events that count in this scope so far.
       more: to be added.
       order: of the scope's filter; None if nothing is held.
+      exact: whether it may fit by the numerical accountant where nothing is held; not if more is to come in parts.
 
     Raises:
       BudgetExceededError: it does not fit.
@@ -166,11 +169,11 @@ def admit(scope: Scope, relation: NeighbouringRelation, held: Counts, more: Coun
     except UnsupportedEventError:
         if held:
             after = "above it (it can be bounded only alone)"
-    if not held:
-        exact = _exact(tuple(more.items()), ceiling.delta, relation)
-        if exact <= ceiling.epsilon:
+    if not held and exact:
+        alone = _exact(tuple(more.items()), ceiling.delta, relation)
+        if alone <= ceiling.epsilon:
             return Admission(order or 0.0, exact=True)
-        after = upper(exact)
+        after = upper(alone)
     raise BudgetExceededError(
         f"the ceiling of {scope.name}, ε = {ceiling.epsilon:g} at δ = {ceiling.delta:g}, would be passed: with this "
         f"reservation it would be {after}; nothing was reserved"

@@ -67,6 +67,9 @@ SEED = flags.DEFINE_integer(
 REPRODUCIBLE_NOISE = flags.DEFINE_bool(
     "reproducible_noise", False, "For tests: derive the noise from --seed. VOIDS the guarantee."
 )
+POLICY = flags.DEFINE_string("policy", None, "policy.toml of the data, its budget beside it; default: the one beside the data.")
+COHORT = flags.DEFINE_string("cohort", None, "Whose data, of the policy's cohorts; all: everybody's.")
+PURPOSE = flags.DEFINE_string("purpose", None, "What for, of the policy's purposes.")
 CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 
@@ -79,6 +82,7 @@ def settings_from_flags() -> PateSettings:
     """
     from marauder_dp.errors import PlanError
     from marauder_dp.pate.calibration import check_ceiling
+    from marauder_dp.policy import find_policy
 
     default = preset(DATASET.value)
     pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
@@ -91,6 +95,9 @@ def settings_from_flags() -> PateSettings:
         raise PlanError(
             "with --owners there is one teacher for each of them, and ids come with their files: drop --teachers and --unit"
         )
+    policy = find_policy(POLICY.value, DATA_DIR.value, DATASET.value)
+    if policy is None and (COHORT.value or PURPOSE.value):
+        raise PlanError("--cohort and --purpose are those of a policy, and there is none beside the data; give --policy")
     return PateSettings(
         dataset=DATASET.value,
         public=pick(PUBLIC, default.public),
@@ -121,6 +128,9 @@ def settings_from_flags() -> PateSettings:
         student_penalty=pick(STUDENT_PENALTY, default.student_penalty),
         seed=SEED.value,
         reproducible_noise=REPRODUCIBLE_NOISE.value,
+        policy=None if policy is None else str(policy.absolute()),
+        cohort=COHORT.value,
+        purpose=PURPOSE.value,
     )
 
 
@@ -183,6 +193,8 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
         print(f"test accuracy  {result.test_accuracy:.2%} of the student, on {len(job.public.test_y):,} held-out examples")
     page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
     print(f"ledger head    {result.head}")
+    if result.budget_head:
+        print(f"budget head    {result.budget_head}")
     print(
         f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
     )

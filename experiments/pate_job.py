@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.pate_settings import PateSettings
@@ -37,6 +38,8 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     Raises:
       MarauderError: whatever is wrong with data, settings or model.
     """
+    from accountants.events import NeighbouringRelation
+    from accountants.policy import ALL
     from marauder_dp.datasets import load_dataset
     from marauder_dp.datasets.scaling import standardised
     from marauder_dp.errors import PlanError
@@ -46,8 +49,17 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     from marauder_dp.pate.student import StudentTraining
     from marauder_dp.pate.teachers import compile_ensemble
     from marauder_dp.plan import check_delta, default_delta
+    from marauder_dp.policy import Permit
 
-    data = load_dataset(settings.dataset, data_dir)
+    data, permit = load_dataset(settings.dataset, data_dir), None
+    if settings.policy is not None:
+        if settings.owners is not None or (settings.unit is not None and settings.cohort not in (None, ALL)):
+            raise PlanError(
+                "under a policy there can be neither --owners nor --unit with a cohort: rows of cohorts are examples'"
+            )
+        permit = Permit.of(Path(settings.policy), release="labels", cohort=settings.cohort, purpose=settings.purpose)
+        permit.check_terms(NeighbouringRelation.ADD_OR_REMOVE_ONE, "example")
+        data, _ = permit.select(data)
     held_out = len(data.test_y)
     if not 1 <= settings.public < held_out:
         raise PlanError(
@@ -100,6 +112,7 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
         units=private.units,
         counts_public=settings.unit is None and settings.owners is None,
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
+        permit=permit,
     )
 
 

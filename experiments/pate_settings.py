@@ -36,6 +36,9 @@ class PateSettings:
     student_penalty: float
     seed: int
     reproducible_noise: bool
+    policy: str | None = None
+    cohort: str | None = None
+    purpose: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ the votes; answers stand in the ledger; the student is public and is trained aga
 by salted digests, so that it can be shown later, to someone entitled, that these were the partitions and these the votes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -42,6 +43,7 @@ from marauder_dp.pate.queries import Choice, next_queries
 from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
 from marauder_dp.pate.voting import VotingPlan
+from marauder_dp.policy import Permit, RunAccount
 from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.session import check_same_settings
@@ -88,6 +90,7 @@ class Job:
       units: of privacy, how many there are: training examples unless they have ids. Declared public.
       counts_public: whether how many examples a teacher has follows from public numbers.
       reproducible_seed: derive the noise from it (voids the guarantee); None for a secret key.
+      permit: of the policy that the private data are under; None where they are under none.
     """
 
     settings: Mapping[str, Any]
@@ -105,6 +108,7 @@ class Job:
     units: int
     counts_public: bool = True
     reproducible_seed: int | None = None
+    permit: Permit | None = None
 
     @property
     def partitions(self) -> Partitions:
@@ -124,6 +128,7 @@ class Result:
       breakdown: of the ledger.
       test_accuracy: the student's, on held-out public examples.
       head: of the ledger.
+      budget_head: of the data set's budget; "" where it has none.
     """
 
     finished: bool
@@ -133,6 +138,7 @@ class Result:
     breakdown: Breakdown | None = None
     test_accuracy: float | None = None
     head: str | None = None
+    budget_head: str = ""
 
 
 class _Stopped(Exception):
@@ -164,7 +170,12 @@ def run(
             raise _Stopped
 
     check_same_settings(directory, job.settings)
-    with Ledger(directory.ledger, public=public_header(job)) as ledger:
+    with contextlib.ExitStack() as stack:
+        public, account = dict(public_header(job)), None
+        if job.permit is not None:
+            account = stack.enter_context(job.permit.open(directory.ledger, str(directory.path)))
+            public |= account.public
+        ledger = stack.enter_context(Ledger(directory.ledger, public=public))
         if ledger.recovered:
             say(f"recovered the ledger: dropped a torn last line of {len(ledger.recovered)} bytes, left by a crash")
         noise_key, salt = _secrets(job, directory, ledger.contents)
@@ -174,12 +185,16 @@ def run(
         try:
             votes = _votes(job, directory, may_stop, say)
             record.bind(ledger, votes, salt)
-            budget = Budget(ledger, delta=job.delta, epsilon_ceiling=job.epsilon_ceiling)
+            if account is not None:  # how many will be answered isn't known: each chunk is reserved when it is asked
+                account.begin([], {path: ledger.contents.count(path) for path in (record.CHECKS, record.PLURALITIES)})
+            budget = Budget(ledger, delta=job.delta, epsilon_ceiling=job.epsilon_ceiling, account=account)
             aggregator = Aggregator(job.voting, votes, noise_key, ledger, budget)
             params, exhausted = _ask_and_learn(job, aggregator, budget, may_stop, say)
         except _Stopped:
             return Result(finished=False)
-        result = _conclude(job, params, exhausted, votes, directory, ledger)
+        if account is not None:
+            account.commit()
+        result = _conclude(job, params, exhausted, votes, directory, ledger, account)
     write_page(directory, say)
     return result
 
@@ -366,21 +381,30 @@ def _probabilities(job: Job, params: PyTree) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _conclude(job: Job, params: PyTree, exhausted: bool, votes: Votes, directory: RunDirectory, ledger: Ledger) -> Result:
+def _conclude(
+    job: Job,
+    params: PyTree,
+    exhausted: bool,
+    votes: Votes,
+    directory: RunDirectory,
+    ledger: Ledger,
+    account: RunAccount | None,
+) -> Result:
     """Keeps the student, tests it on held-out examples and writes the report."""
-    contents = ledger.contents
+    contents, budget_head = ledger.contents, account.head if account is not None else ""
     answers = record.released(contents)
     analysis = replay.analyse_run(contents, votes)
     test_accuracy = None
     if params is not None:
         with Checkpoints(directory.checkpoints) as checkpoints:
-            checkpoints.save(_Student(np.asarray(job.student.steps), params), contents.head)
+            checkpoints.save(_Student(np.asarray(job.student.steps), params), contents.head, budget_head)
         test_accuracy = accuracy(job.student.model, params, job.public.test_x, job.public.test_y)
         directory.log_metric(len(answers), "test", "accuracy", test_accuracy, private=False)
     if job.public.y is not None and any(answer.answered for answer in answers):
         right = np.mean([answer.label == job.public.y[answer.query] for answer in answers if answer.answered])
         directory.log_metric(len(answers), "public", "label_accuracy", float(right), private=False)
-    document = report.privacy_document(contents, job.delta, pate_facts(job, answers, test_accuracy))
+    facts = pate_facts(job, answers, test_accuracy)
+    document = report.privacy_document(contents, job.delta, facts if account is None else account.facts(facts))
     if analysis is not None:
         document["pate"] = replay.figures(analysis)
     directory.write_json(directory.privacy_json, document)
@@ -393,4 +417,5 @@ def _conclude(job: Job, params: PyTree, exhausted: bool, votes: Votes, directory
         breakdown=report.breakdown_of(contents, job.delta),
         test_accuracy=test_accuracy,
         head=contents.head,
+        budget_head=budget_head,
     )

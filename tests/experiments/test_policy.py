@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from accountants import SharedBudget, read_ledger, read_policy, report
 from accountants.__main__ import main as accountants_main
 from marauder_dp.datasets import load_dataset
 from marauder_dp.plan import GRADIENTS
+from tests.experiments.conftest import ROOT
 
 QUICK = ("--steps=30", "--batch_size=64")
 POLICY = f"""
@@ -196,3 +200,20 @@ def test_an_older_budget_is_noticed_by_the_run_that_charged_it(cli, begin, tmp_p
     shutil.copy(tmp_path / "backup", budget)
     code, _, err = cli(*arguments)
     assert (code, "older state" in err) == (4, True)
+
+
+def test_pate_reserves_each_chunk_of_answers_as_it_is_asked(begin, tmp_path):
+    policy = begin()
+    small = ("--teachers=30", "--public=150", "--teacher_model=logistic", "--teacher_epochs=2", "--student_model=logistic")
+    where = (f"--policy={policy}", f"--workdir={tmp_path}/run", "--delta=1e-5")
+    command = [sys.executable, "-m", "experiments.pate", *where, *small, "--student_steps=20", "--epsilon=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ledger, state = read_ledger(tmp_path / "run" / "ledger.jsonl"), budget_of(policy)
+    drawn = Counter()
+    for reservation in state.reservations.values():
+        assert reservation.committed
+        drawn.update(reservation.drawn)
+    assert drawn == Counter({path: ledger.count(path) for path in drawn})
+    assert sum(drawn.values()) == sum(charge.count for charge in ledger.charges)
+    assert state.head in (tmp_path / "run" / "privacy.md").read_text()
