@@ -1,5 +1,8 @@
 """What was released from private data, and what it cost. Needs numpy and scipy alone; never imports JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from accountants.accountant import Accountant, AutoAccountant, EpsilonBound, epsilon, make_accountant
 from accountants.breakdown import Breakdown, Component, break_down
 from accountants.budget import Budget
@@ -53,12 +56,29 @@ from accountants.histories import from_opacus_history
 from accountants.interval import Interval
 from accountants.ledger import Ledger
 from accountants.pld import PldAccountant
-from accountants.policy import Policy, parse_policy, read_policy
 from accountants.profile import GdpBound, Profile, bayes_risk, gdp, profile
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp
-from accountants.shared_budget import SharedBudget
 from accountants.version import __version__
 from accountants.zcdp import zcdp
+
+if TYPE_CHECKING:
+    from accountants.policy import Policy, parse_policy, read_policy
+    from accountants.shared_budget import SharedBudget
+
+_LATE = {
+    "Policy": "accountants.policy",
+    "SharedBudget": "accountants.shared_budget",
+    "parse_policy": "accountants.policy",
+    "read_policy": "accountants.policy",
+}
+"""Names whose modules are imported when they are asked for: most programs have no shared budget."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "DEFAULT_ORDERS",

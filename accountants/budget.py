@@ -1,15 +1,17 @@
 """A ceiling on what a ledger may record: check, write, then (and only then) release."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accountants.account import Account
 from accountants.accountant import Accountant, make_accountant
 from accountants.calibration import largest_count
 from accountants.domains import open_unit, whole
 from accountants.errors import BudgetExceededError, InvalidEventError
 from accountants.events import DpEvent, as_event
 from accountants.ledger import Ledger
+
+if TYPE_CHECKING:
+    from accountants.account import Account
 
 
 class Budget:
@@ -33,7 +35,7 @@ class Budget:
         delta: float,
         epsilon_ceiling: float = math.inf,
         accountant: str = "auto",
-        account: Account | None = None,
+        account: "Account | None" = None,
     ):
         """Reads the spend so far from `ledger`.
 
