@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marauder_dp.clipping import LossFn, path_name
+from marauder_dp.clipping import LossFn
 from marauder_dp.errors import DatasetError, PlanError
+from marauder_dp.trainable import path_name
 
 PyTree = Any
 
