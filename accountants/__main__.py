@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accountants import budget_command, calibration, report
+from accountants import budget_command, calibration, report, signing
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.breakdown import finite_or_text
 from accountants.errors import AccountingError, BudgetExceededError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
+from accountants.heads import hashes_of, is_budget, verify_budget
 from accountants.merge import merged
 from accountants.pate import command as votes_command
 from accountants.pld import DEFAULT_RTOL
@@ -213,13 +214,30 @@ def _verify(args: argparse.Namespace) -> int:
         raise LedgerError(f"there is no file {args.file}")
     if args.head is not None and not re.fullmatch("[0-9a-f]{64}", args.head):
         raise LedgerError(f"--head must be a SHA-256 hash, 64 hexadecimal digits; got {args.head!r:.80}")
-    result = report.verify(args.file, args.head)
+    result = verify_budget(args.file, args.head) if is_budget(args.file) else report.verify(args.file, args.head)
+    if result["ok"] and args.key is not None:
+        try:
+            signing.check(args.file, args.key, hashes_of(args.file))
+            result["checked"] += "; signed by the key given"
+        except LedgerError as error:
+            result = {"ok": False, "error": str(error), "line": error.line}
     if result["ok"]:
         text = f"ok: {result['events']:,} events, head {result['head']}\n    {result['checked']}"
     else:
         text = f"FAILED: {result['error']}"
     _show(args, result, text)
     return 0 if result["ok"] else INTEGRITY_FAILURE
+
+
+def _keygen(args: argparse.Namespace) -> int:
+    public = signing.make_key(args.file)
+    return _show(args, {"key": public}, f"private key {args.file}: keep it\npublic key  {args.file}.pub: {public}")
+
+
+def _sign(args: argparse.Namespace) -> int:
+    hashes = hashes_of(args.file)
+    target = signing.sign(args.file, args.key, hashes)
+    return _show(args, {"signature": str(target), "head": hashes[-1]}, f"signed in {target}: head {hashes[-1]}")
 
 
 def _votes(args: argparse.Namespace) -> int:
@@ -323,6 +341,13 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
     verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
+    verify.add_argument("--key", metavar="PUBLIC", help="that FILE.sig must be made with: 64 digits, or a file with them")
+
+    signed = command("sign", _sign, "Sign the head of a ledger or budget with an Ed25519 key, into FILE.sig.")
+    signed.add_argument("file", metavar="LEDGER_OR_BUDGET")
+    signed.add_argument("--key", required=True, metavar="PRIVATE", help="as keygen made it")
+    keygen = command("keygen", _keygen, "Make a pair of keys to sign with.")
+    keygen.add_argument("file", metavar="FILE", help="of the private key; the public one gets .pub")
 
     votes_command.add_arguments(command("votes", _votes, "The cost of PATE's recorded votes, by component."))
     budget_command.add_arguments(command("budget", _budget, "The budget that all runs on one data set share."))

@@ -48,6 +48,10 @@ class PolicyError(AccountingError):
         self.line = line
 
 
+class SignatureError(AccountingError):
+    """A key or a signature can't be read, made or written."""
+
+
 class VotesError(AccountingError):
     """Recorded votes, or what goes with them, are not what they have to be (the message says which and where)."""
 

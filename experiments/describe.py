@@ -1,6 +1,8 @@
 """The plan of a run, for people."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.presets import preset
@@ -136,6 +138,17 @@ def warnings(settings: Settings, plan: "DpSgdPlan") -> list[str]:
     if settings.reproducible_noise:
         result.append("--reproducible_noise voids the guarantee for anyone who knows the seed; never publish this model")
     return result
+
+
+def write_plan(path: Path, job: "Job") -> None:
+    """Writes what the run is going to charge, and at which δ, for programs."""
+    from accountants.event_json import to_dict
+    from marauder_dp.files import write_atomically
+
+    plan = job.sgd.plan
+    charge = {"path": plan.path, "event": to_dict(plan.event), "count": plan.steps}
+    terms = {"delta": plan.delta, "unit": plan.unit, "neighbouring_relation": str(plan.neighbouring_relation)}
+    write_atomically(path, json.dumps({"charges": [charge], **terms}).encode())
 
 
 def _duration(seconds: float) -> str:

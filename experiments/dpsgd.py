@@ -63,6 +63,8 @@ EXAMPLES_PER_UNIT = flags.DEFINE_integer("examples_per_unit", None, "With --unit
 POLICY = flags.DEFINE_string("policy", None, "policy.toml of the data, its budget beside it; default: the one beside the data.")
 COHORT = flags.DEFINE_string("cohort", None, "Whose data, of the policy's cohorts; all: everybody's.")
 PURPOSE = flags.DEFINE_string("purpose", None, "What for, of the policy's purposes.")
+SELECTION = flags.DEFINE_string("selection", "", "Set by experiments.sweep: the reservation that has paid for this trial.")
+PLAN_FILE = flags.DEFINE_string("plan_file", None, "Also write what the run is going to charge to this file, as JSON.")
 MEMORY_LIMIT = flags.DEFINE_string("memory_limit", None, "Such as 2GiB; default: four fifths of the device's memory.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
@@ -193,7 +195,8 @@ def prepare(settings: Settings) -> "Job":
 
     dataset, permit, rows = load_dataset(settings.dataset, DATA_DIR.value), None, None
     if settings.policy is not None:
-        permit = Permit.of(Path(settings.policy), release="model", cohort=settings.cohort, purpose=settings.purpose)
+        where = {"cohort": settings.cohort, "purpose": settings.purpose, "within": SELECTION.value}
+        permit = Permit.of(Path(settings.policy), release="model", **where)
         dataset, rows = permit.select(dataset)
     shape = dataset.train_x.shape[1:]
     model = make_model(settings.model, shape, dataset.num_classes)
@@ -262,6 +265,8 @@ def _main(stop: launch.StopSignals) -> int:
     print(describe.plan_text(settings, job))
     for warning in describe.warnings(settings, job.sgd.plan):
         print(f"WARNING: {warning}")
+    if PLAN_FILE.value is not None:
+        describe.write_plan(Path(PLAN_FILE.value), job)
     if DRY_RUN.value:
         return launch.DONE
     print(flush=True)

@@ -21,12 +21,12 @@ class _Private(NamedTuple):
     """What the teachers learn from.
 
     Attributes:
-      data: training examples.
-      partitions: of them.
+      data: whose training examples are theirs.
+      partitions: of those.
       units: of privacy, how many there are.
     """
 
-    data: Any
+    data: "Dataset"
     partitions: "Partitions"
     units: int
 
@@ -53,8 +53,8 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
         raise PlanError(
             f"--public must be from 1 to {held_out - 1:,}, so that examples are left to test on; got {settings.public}"
         )
-    data = standardised(data, settings.public)
     private = _private(settings, data)
+    data = standardised(private.data, settings.public)
     teachers = private.partitions.teachers
     delta = default_delta(private.units) if settings.delta is None else check_delta(settings.delta)
     voting = calibration.plan_voting(
@@ -69,20 +69,20 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     )
     shape = data.train_x.shape[1:]
     teacher = make_model(settings.teacher_model, shape, data.num_classes)
-    updates = max(1, round(settings.teacher_epochs * len(private.data[1]) / (teachers * settings.teacher_batch_size)))
+    updates = max(1, round(settings.teacher_epochs * private.data.num_examples / (teachers * settings.teacher_batch_size)))
     training = _teacher_training(settings, teacher, shape, updates)
     return Job(
         settings=dataclasses.asdict(settings),
         name=settings.dataset,
         note=data.note,
-        data=private.data,
+        data=(data.train_x, data.train_y),
         public=PublicExamples(
             x=data.test_x[: settings.public],
             y=data.test_y[: settings.public],
             test_x=data.test_x[settings.public :],
             test_y=data.test_y[settings.public :],
         ),
-        ensemble=compile_ensemble(training, private.partitions, private.data, chunk=settings.chunk),
+        ensemble=compile_ensemble(training, private.partitions, (data.train_x, data.train_y), chunk=settings.chunk),
         apply=lambda params, x: teacher.apply({"params": params}, x),
         voting=voting,
         choice=_choice(settings, voting, delta),
@@ -115,22 +115,23 @@ def _private(settings: PateSettings, data: "Dataset") -> _Private:
     if settings.owners is not None:
         owners = read_owners(settings.owners, data)
         theirs = [owner.ids for owner in owners if owner.ids is not None]
-        examples, partitions = separately_held([(owner.x, owner.y) for owner in owners], theirs or None)
-        units = len(np.unique(np.concatenate(theirs))) if theirs else len(examples[1])
+        (x, y), partitions = separately_held([(owner.x, owner.y) for owner in owners], theirs or None)
+        data = dataclasses.replace(data, train_x=x, train_y=y)
+        units = len(np.unique(np.concatenate(theirs))) if theirs else len(y)
     else:
         assert settings.teachers is not None
-        examples, n = (data.train_x, data.train_y), data.num_examples
+        n = data.num_examples
         ids = np.arange(n) if settings.unit is None else read_ids(settings.unit)
         if len(ids) != n:
             raise PlanError(f"--unit has {len(ids):,} ids for {n:,} training examples")
         partitions = partition(ids, settings.teachers, seed=settings.seed)
         units = len(np.unique(ids))
-    missing = sorted(set(range(data.num_classes)) - set(np.unique(examples[1]).tolist()))
+    missing = sorted(set(range(data.num_classes)) - set(np.unique(data.train_y).tolist()))
     if missing:
         raise PlanError(
             f"no training example has class {missing[0]}, so no teacher can vote for it; leave it out of the labels"
         )
-    return _Private(examples, partitions, units)
+    return _Private(data, partitions, units)
 
 
 def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ...], updates: int) -> "TeacherTraining":
@@ -163,18 +164,18 @@ def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ..
 
 def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choice":
     """Which queries are asked, and how many before the next student."""
-    import numpy as np
-
     from accountants.calibration import calibrate_steps
+    from accountants.errors import VotesError
+    from accountants.pate.votes import read_npy
     from marauder_dp.errors import PlanError
     from marauder_dp.pate.queries import Choice
 
     given: tuple[int, ...] = ()
     if settings.given is not None:
         try:
-            numbers = np.load(settings.given, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise PlanError(f"can't read --given_queries={settings.given} as a .npy file: {error}") from error
+            numbers = read_npy(settings.given)
+        except VotesError as error:
+            raise PlanError(f"--given_queries is a .npy file of numbers of public examples: {error}") from error
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
             raise PlanError(f"--given_queries must hold a list of whole numbers; got {numbers.dtype} of shape {numbers.shape}")
         if not 0 <= numbers.min() <= numbers.max() < settings.public:
@@ -191,5 +192,6 @@ def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choi
             )
     # One round unless queries or checks depend on a student.
     several = settings.choice == "uncertainty" or settings.mechanism == "interactive_gnmax"
-    each = settings.round or (math.ceil(affordable / _ROUNDS) if several else limit)
+    usual = math.ceil(affordable / _ROUNDS) if several else limit
+    each = usual if settings.round is None else settings.round
     return Choice(settings.choice, limit, each, settings.seed, given)

@@ -20,7 +20,7 @@ from accountants import shared_budget
 from accountants.account import Account, Purse
 from accountants.chain import read_ledger
 from accountants.errors import LedgerError
-from accountants.events import NeighbouringRelation
+from accountants.events import NeighbouringRelation, RepeatAndSelectDpEvent, SelfComposedDpEvent
 from accountants.policy import ALL, NUM_EXAMPLES, Policy, read_policy
 from accountants.report import upper
 from accountants.shared_budget import SharedBudget
@@ -59,14 +59,16 @@ class Permit:
       policy: as read.
       path: of its file.
       purse: under what the run charges.
+      within: name of the reservation of a private selection that the run is a trial of, and that has paid for it; or "".
     """
 
     policy: Policy
     path: Path
     purse: Purse
+    within: str = ""
 
     @classmethod
-    def of(cls, path: Path, *, release: str, cohort: str | None, purpose: str | None) -> "Permit":
+    def of(cls, path: Path, *, release: str, cohort: str | None, purpose: str | None, within: str = "") -> "Permit":
         """Reads a policy and checks what doesn't depend on the data.
 
         Raises:
@@ -92,7 +94,7 @@ class Permit:
                 f'{path} does not list "{NUM_EXAMPLES}" under public, but the sampling probability and δ follow from the '
                 "number of units"
             )
-        return cls(policy, path, Purse(release, cohort, purpose))
+        return cls(policy, path, Purse(release, cohort, purpose), within)
 
     @property
     def delta(self) -> float:
@@ -183,7 +185,8 @@ class Permit:
         """
         budget = SharedBudget(self.path.parent / shared_budget.FILE, self.policy)
         try:
-            return RunAccount(self, budget, _name(ledger), label)
+            kind = TrialAccount if self.within else RunAccount
+            return kind(self, budget, _name(ledger), label)
         except BaseException:
             budget.close()
             raise
@@ -243,6 +246,46 @@ class RunAccount(Account):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._budget.close()
+
+
+class TrialAccount(RunAccount):
+    """The account of a trial of a private selection, which was paid for as a whole before the first trial began.
+
+    Nothing of a trial may be released but by the selection.
+    """
+
+    @property
+    def public(self) -> dict[str, Any]:
+        """For the header of the run's ledger."""
+        begun = super().public["budget"]
+        return {"budget": begun | {"within": self._permit.within}}
+
+    def begin(self, plan: Sequence[tuple[str, Any, int]], charged: Mapping[str, int]) -> None:
+        """Refuses a plan that the selection hasn't paid for."""
+        del charged
+        ((path, event, count),) = plan
+        reservation = self._budget.refresh().reservations.get(self._permit.within)
+        paid = reservation.charges[0].event if reservation is not None else None
+        if (
+            reservation is None
+            or reservation.committed
+            or not isinstance(paid, RepeatAndSelectDpEvent)
+            or paid.event != SelfComposedDpEvent(event, count)
+            or Purse(reservation.release, reservation.cohort, reservation.purpose) != dataclasses.replace(self.purse, label="")
+            or not any(reservation.drawn.values())
+        ):
+            raise IntegrityError(f"no selection {self._permit.within!r:.80} that is going on has paid for {count:,} of {path}")
+
+    def affordable(self, path: str, event: Any, at_most: int) -> int:
+        """All of the plan is paid for."""
+        del path, event
+        return at_most
+
+    def draw(self, path: str, event: Any, count: int) -> None:
+        """Nothing: it was drawn before."""
+
+    def commit(self) -> None:
+        """Nothing: the selection ends it."""
 
 
 def _as_list(value: Any) -> Sequence[Any]:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from accountants.errors import VotesError
+from accountants.pate.votes import read_npy
 from marauder_dp.clipping import LossFn
 from marauder_dp.errors import DatasetError, PlanError
 from marauder_dp.trainable import path_name
@@ -97,9 +99,9 @@ def read_ids(path: str) -> np.ndarray:
       DatasetError: it can't be read as one.
     """
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"can't read {path} as a .npy file with a unit id for each training example: {error}") from error
+        return read_npy(path)
+    except VotesError as error:
+        raise DatasetError(f"no .npy file with a unit id for each training example: {error}") from error
 
 
 def _generator(seed: int, unit: Any) -> np.random.Generator:

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import conversion as conversions
-from accountants.domains import non_negative, one_of, open_unit, positive
+from accountants.domains import non_negative, one_of, open_unit
 from accountants.errors import VotesError
 from accountants.events import GaussianDpEvent
 from accountants.orders import DEFAULT_ORDERS, check_orders
 from accountants.pate import rdp
 from accountants.pate.outcomes import log_answer
-from accountants.pate.votes import Votes
+from accountants.pate.votes import Votes, noise_in_votes
 from accountants.pld import PldAccountant
 
 Array = NDArray[np.float64]
@@ -130,7 +130,7 @@ def analyse(
       VotesError: `answered` or `student` don't fit the votes, or the threshold exceeds the number of teachers.
       InvalidEventError: another argument lies outside its domain.
     """
-    sigma_votes, delta = positive(sigma_votes, "sigma_votes"), open_unit(delta, "delta")
+    sigma_votes, delta = noise_in_votes(sigma_votes, "sigma_votes"), open_unit(delta, "delta")
     one_of(noise, "noise", NOISES)
     conversions.check_name(conversion)
     alpha = np.asarray(check_orders(DEFAULT_ORDERS if orders is None else orders))
@@ -196,7 +196,7 @@ def check_values(votes: Votes, threshold: float | None, sigma_threshold: float |
     if (threshold is None) != (sigma_threshold is None):
         raise VotesError("threshold and sigma_threshold go together: give both or neither")
     if threshold is not None:
-        positive(sigma_threshold, "sigma_threshold")
+        noise_in_votes(sigma_threshold, "sigma_threshold")
         if non_negative(threshold, "threshold") > votes.teachers:
             raise VotesError(f"the threshold, {threshold:g}, exceeds the number of teachers, {votes.teachers:,}")
     if student is None:

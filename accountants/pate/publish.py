@@ -39,7 +39,7 @@ from accountants.pate.analysis import answer_weights, check_values
 from accountants.pate.conditions import GnmaxBound
 from accountants.pate.outcomes import log_q_gnmax
 from accountants.pate.smooth import gnmax_local_sensitivities, smooth_sensitivity, threshold_local_sensitivities
-from accountants.pate.votes import Votes
+from accountants.pate.votes import Votes, noise_in_votes
 
 Array = NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def sanitise(
       NotPublishableError: condition C5 or C6 fails at the order; the message names one at which both hold.
       VotesError, InvalidEventError: as for `analyse`, or β is too large for the order.
     """
-    sigma_votes, delta = positive(sigma_votes, "sigma_votes"), open_unit(delta, "delta")
+    sigma_votes, delta = noise_in_votes(sigma_votes, "sigma_votes"), open_unit(delta, "delta")
     values = check_values(votes, threshold, sigma_threshold)
     weights = answer_weights(votes, threshold, sigma_threshold, values, answered)
     release_cost = {"exact": gnss_rdp, "published": published_gnss_rdp}[one_of(release, "release", ("exact", "published"))]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from accountants.chain import LedgerContents, read_ledger
-from accountants.errors import LedgerError, VotesError
+from accountants.errors import AccountingError, LedgerError, VotesError
 from accountants.pate import record
 from accountants.pate.analysis import Analysis, analyse
 from accountants.pate.votes import Votes, read_votes
@@ -32,7 +32,8 @@ def analyse_run(contents: LedgerContents, votes: Votes) -> Analysis | None:
         return None
     try:
         voting, delta = contents.public["voting"], contents.public["delta"]
-        asked = Votes(votes.counts[[answer.query for answer in answers]], voting["teachers"])
+        _check_charged_for(contents, voting)
+        asked = Votes(votes.counts[[answer.query for answer in answers]], int(voting["teachers"]))
         interactive = voting["mechanism"] == "interactive_gnmax"
         return analyse(
             asked,
@@ -44,8 +45,23 @@ def analyse_run(contents: LedgerContents, votes: Votes) -> Analysis | None:
             answered=np.array([answer.answered for answer in answers]),
             delta=delta,
         )
-    except (KeyError, TypeError, IndexError) as error:
+    except AccountingError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise LedgerError(f"the ledger's header does not describe the voting ({type(error).__name__}: {error})") from None
+
+
+def _check_charged_for(contents: LedgerContents, voting: Mapping[str, Any]) -> None:
+    """Refuses a header that makes no sense, or describes other noise than was charged for."""
+    checked = voting["mechanism"] in record.CHECKED
+    if voting["mechanism"] not in record.MECHANISMS or any(
+        (voting[name] is not None) != checked for name in ("threshold", "sigma_threshold")
+    ):
+        raise LedgerError("the ledger's header does not describe the voting (mechanism, threshold)")
+    check, plurality = record.events(voting["mechanism"], voting["sigma_votes"], voting["sigma_threshold"])
+    for charge in contents.charges:
+        if charge.event != {record.CHECKS: check, record.PLURALITIES: plurality}.get(charge.path, charge.event):
+            raise LedgerError(f"the ledger charges {charge.path} for other noise than its header describes")
 
 
 def figures(analysis: Analysis) -> dict[str, Any]:
@@ -108,8 +124,8 @@ def replay(run: Path) -> dict[str, Any]:
     if written.exists():
         try:
             document = json.loads(written.read_bytes())
-            given: Mapping[str, Any] = document["pate"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            given: Mapping[str, Any] = dict(document["pate"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"{written} holds no figures of PATE ({type(error).__name__})") from error
         differing = sorted(key for key in derived.keys() | given.keys() if derived.get(key) != given.get(key))
         if differing:

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants.domains import whole
-from accountants.errors import VotesError
+from accountants.domains import positive, whole
+from accountants.errors import InvalidEventError, VotesError
 
 IntArray = NDArray[np.int64]
+
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e9
+"""In votes."""
 
 MAX_TEACHERS = 10_000_000
 """Sums and gaps of counts are exact far beyond it; work on smooth sensitivity grows with it."""
@@ -88,6 +91,18 @@ class Votes:
           InvalidEventError: that is not a whole number from 1 to N.
         """
         return Votes(self.counts[: whole(queries, "queries", at_least=1, at_most=len(self))], self.teachers)
+
+
+def noise_in_votes(value: Any, name: str) -> float:
+    """`value` as the scale of noise on counts: from a millionth of a vote to a billion, between which all bounds are finite.
+
+    Raises:
+      InvalidEventError: it isn't.
+    """
+    number = positive(value, name)
+    if not LEAST_NOISE <= number <= MOST_NOISE:
+        raise InvalidEventError(f"{name}, noise in votes, must lie between {LEAST_NOISE:g} and {MOST_NOISE:g}; got {number:g}")
+    return number
 
 
 def read_votes(path: str | os.PathLike[str], teachers: int | None = None) -> Votes:

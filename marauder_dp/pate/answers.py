@@ -1,7 +1,9 @@
-"""Answers to queries: each charged, then drawn, then written down, in that order.
+"""Answers to queries: what is asked is written down, then charged, then drawn, and answers are written before they are used.
 
-The ledger holds all that is released (see `accountants.pate.record`). A crash can leave charges without answers, which the
-next run uses up, and never an answer without its charges. A query that was asked before is answered from the ledger.
+The ledger holds all that is released (see `accountants.pate.record`). A crash can leave charges without answers, never an
+answer without its charges; and what had been asked is then answered first, by the same draws: noise is a function of the secret
+key and the number of the example, so that no two histograms ever share it. A query that was asked before is answered from the
+ledger.
 
 Whether to go on depends on the budget's data-independent bound and on outcomes that are public, never on the votes. The
 events of which the number of answers depends on them are Gaussian, and Gaussian mechanisms compose adaptively as they do when
@@ -18,10 +20,10 @@ import numpy as np
 from accountants.budget import Budget
 from accountants.ledger import Ledger
 from accountants.pate import record
-from accountants.pate.record import CHECKS, LABELS, PLURALITIES, REFUSED, Answer
+from accountants.pate.record import CHECKS, LABELS, PLURALITIES, REFUSED, Answer, Question
 from accountants.pate.votes import Votes
 from marauder_dp.errors import IntegrityError, PlanError
-from marauder_dp.pate.voting import VotingPlan, query_keys
+from marauder_dp.pate.voting import QueryNoise, VotingPlan
 
 _DECIMALS = 6  # of a student's probabilities, so that the ledger holds what was used
 
@@ -60,16 +62,12 @@ class Aggregator:
         self.answers = record.released(ledger.contents)
         self._known = {answer.query: answer for answer in self.answers}
         events = {CHECKS: plan.check_event, PLURALITIES: plan.plurality_event}
-        if any(c.event != events[c.path] for c in ledger.contents.charges if c.path in events) or any(
-            answer.query >= len(votes) or answer.label >= plan.classes for answer in self.answers
+        asked = record.unanswered(ledger.contents) or Question(())
+        if any(c.event != events[c.path] for c in ledger.contents.charges if c.path in events) or not (
+            all(answer.query < len(votes) and answer.label < plan.classes for answer in self.answers)
+            and all(query < len(votes) and query not in self._known for query in asked.queries)
         ):
             raise IntegrityError("the ledger holds charges or answers that are not this plan's; use another --workdir")
-        answered = sum(answer.answered for answer in self.answers)
-        # Charges whose answers a crash prevented.
-        self._credit = {
-            CHECKS: ledger.contents.count(CHECKS) - len(self.answers) * plan.checks,
-            PLURALITIES: ledger.contents.count(PLURALITIES) - answered,
-        }
 
     def ask(
         self, queries: Sequence[int], student: Any = None, *, after_chunk: Callable[[list[Answer]], object] = lambda _: None
@@ -90,47 +88,68 @@ class Aggregator:
         queries = [int(query) for query in queries]
         if queries and not (min(queries) >= 0 and max(queries) < len(self._votes)):
             raise PlanError(f"queries are numbers of public examples, from 0 to {len(self._votes) - 1}")
+        self._plan.check_student(student, len(queries))
         expected = None if student is None else np.round(np.asarray(student, np.float64), _DECIMALS)
+        self.finish(after_chunk)
         row = {query: i for i, query in enumerate(queries)}
         fresh = [query for query in row if query not in self._known]
         while fresh:
             chunk = fresh[: self._affordable(min(len(fresh), self._chunk))]
             if not chunk:
                 break
-            rows = [row[query] for query in chunk]
-            after_chunk(self._release(chunk, None if expected is None else expected[rows]))
+            given = None if expected is None else tuple(tuple(expected[row[query]].tolist()) for query in chunk)
+            question = Question(tuple(chunk), given)
+            self._ledger.commit_to(LABELS, question.content)
+            after_chunk(self._release(question))
             fresh = fresh[len(chunk) :]
         return [self._known[query] for query in itertools.takewhile(lambda query: query in self._known, queries)]
 
+    def finish(self, after_chunk: Callable[[list[Answer]], object] = lambda _: None) -> None:
+        """Answers what a run had asked when it was interrupted, as it was asked, if there is such a question."""
+        question = record.unanswered(self._ledger.contents)
+        if question is None:
+            return
+        if not self._credit(PLURALITIES):
+            # Nothing of it is known yet, so it may be cut short. Otherwise all of it was found to fit.
+            count = self._affordable(len(question))
+            question = Question(question.queries[:count], question.student and question.student[:count])
+        after_chunk(self._release(question))
+
+    def _credit(self, path: str) -> int:
+        """Charges whose answers a crash prevented."""
+        charged = self._ledger.contents.count(path)
+        if path == CHECKS:
+            return charged - len(self.answers) * self._plan.checks
+        return charged - sum(answer.answered for answer in self.answers)
+
     def _affordable(self, count: int) -> int:
         """How many of `count` queries fit below the ceiling, even if all of them are answered."""
-        paid = self._credit[PLURALITIES]
-        if self._credit[CHECKS] >= count:
-            event = self._plan.plurality_event
-        else:
-            event = self._plan.query_event
-            paid = min(paid, self._credit[CHECKS]) if self._plan.checks else paid
+        paid, event = self._credit(PLURALITIES), self._plan.plurality_event
+        if self._plan.checks and self._credit(CHECKS) < count:
+            paid, event = min(paid, self._credit(CHECKS)), self._plan.query_event
         return min(count, paid + self._budget.affordable(event, max(count - paid, 0)))
 
-    def _release(self, queries: list[int], student: Any) -> list[Answer]:
-        plan, counts = self._plan, self._votes.counts[queries]
-        keys = query_keys(self._key, len(self.answers), len(queries))
-        if plan.check_event is not None:
-            self._charge(CHECKS, plan.check_event, len(queries))
-        passed = plan.passes(counts, keys, student)
-        if passed.any():
-            self._charge(PLURALITIES, plan.plurality_event, int(passed.sum()))
-        labels = np.where(passed, plan.pluralities(counts, keys), REFUSED).tolist()
-        expected = [None] * len(queries) if student is None else [tuple(p) for p in student.tolist()]
-        answers = [Answer(*each) for each in zip(queries, labels, expected, strict=True)]
-        self._ledger.commit_to(LABELS, record.line(answers))
+    def _release(self, question: Question) -> list[Answer]:
+        """Charges, draws and writes down the answers to a question that was written down."""
+        labels = self._labels(question) if len(question) else []
+        answers = question.answers(labels)
+        self._ledger.commit_to(LABELS, {"labels": labels})
         self.answers += answers
         self._known |= {answer.query: answer for answer in answers}
         return answers
 
+    def _labels(self, question: Question) -> list[int]:
+        plan, counts = self._plan, self._votes.counts[list(question.queries)]
+        noise = QueryNoise(self._key, question.queries)
+        plan.check_student(question.student, len(question))
+        if plan.check_event is not None:
+            self._charge(CHECKS, plan.check_event, len(question))
+        passed = plan.passes(counts, noise, question.student)
+        self._charge(PLURALITIES, plan.plurality_event, int(passed.sum()))
+        return np.where(passed, plan.pluralities(counts, noise), REFUSED).tolist()
+
     def _charge(self, path: str, event: Any, count: int) -> None:
         """Charges `count` of `event`, but for what an interrupted run has paid already."""
-        used = min(count, self._credit[path])
-        self._credit[path] -= used
-        if count > used:
-            self._budget.charge(path, event, count - used)
+        due = count - self._credit(path)
+        if due > 0:
+            self._budget.charge(path, event, due)

@@ -4,6 +4,7 @@ import math
 
 from accountants import GaussianDpEvent, LaplaceDpEvent, SelfComposedDpEvent
 from accountants.accountant import epsilon as accounted_epsilon
+from accountants.pate.record import CHECKED
 from marauder_dp.errors import PlanError
 from marauder_dp.pate.voting import VotingPlan
 
@@ -37,13 +38,13 @@ def plan_voting(
       classes: m.
       delta: in (0, 1).
       epsilon: the ceiling, if there is one.
-      mechanism: one of `voting.MECHANISMS`.
+      mechanism: one of `accountants.pate.record.MECHANISMS`.
       threshold, sigma_threshold, sigma_votes: what is given, in votes.
 
     Raises:
       PlanError: they contradict the mechanism or make no sense.
     """
-    checks = mechanism in ("confident_gnmax", "interactive_gnmax")
+    checks = mechanism in CHECKED
     if sigma_votes is None:
         sigma_votes = _round(_noise(teachers, classes, delta, epsilon, checks, laplace=mechanism == "lnmax"))
     if checks:
@@ -85,8 +86,10 @@ def check_ceiling(epsilon: float | None, queries: int | None) -> None:
     """Refuses a run without any bound on what it may spend.
 
     Raises:
-      PlanError: neither is given, or epsilon is not a finite number greater than 0.
+      PlanError: neither is given, epsilon is not a finite number greater than 0, or queries are fewer than 1.
     """
+    if queries is not None and queries < 1:
+        raise PlanError(f"--queries must be at least 1; got {queries}")
     if epsilon is None and queries is None:
         raise PlanError("give --epsilon, the ceiling, or --queries, the most that are asked, or both")
     if epsilon is not None and not 0 < epsilon < math.inf:

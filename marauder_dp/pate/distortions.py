@@ -30,15 +30,17 @@ def strong(shape: tuple[int, ...]) -> Distortion:
     return lambda key, x: jnp.where(jax.random.bernoulli(key, 0.75, x.shape), x, 0)
 
 
-def affine(key: jax.Array, image: jax.Array, *, turn: float = 0.25, scale: float = 0.15, shear: float = 0.2) -> jax.Array:
-    """Turns (by up to `turn` radians), scales, shears and shifts (by up to an eighth) an image (height, width, channels)."""
+def affine(
+    key: jax.Array, image: jax.Array, *, turn: float = 0.25, scale: float = 0.15, shear: float = 0.2, shift: float = 0.125
+) -> jax.Array:
+    """Turns (by up to `turn` radians), scales, shears and shifts (by up to a part of it) an image (height, width, channels)."""
     height, width, _ = image.shape
     draw = jax.random.uniform(key, (6,), minval=-1.0, maxval=1.0)
     angle, grown = turn * draw[0], 1 + scale * draw[1:3]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     matrix = jnp.array([[cos, -sin], [sin, cos]]) @ jnp.eye(2).at[0, 1].set(shear * draw[3]) / grown
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    moved = jnp.array([height, width]) / 8 * draw[4:]
+    moved = jnp.array([height, width]) * shift * draw[4:]
     grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")).reshape(2, -1)
     source = matrix @ (grid - centre[:, None] - moved[:, None]) + centre[:, None]
     channels = [map_coordinates(image[..., c], list(source), order=1) for c in range(image.shape[2])]

@@ -40,8 +40,8 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
         ),
         "unit": (
             "One training example. It is seen by one teacher alone, the one that a keyed hash of its number picks, so it moves "
-            "at most one vote in each histogram, whether it is added, removed or replaced. Duplicates of an example count as "
-            "separate units."
+            "at most one vote in each histogram, whether it is added, removed or replaced; the others keep their numbers. "
+            "Duplicates of an example count as separate units."
             if job.counts_public
             else "One unit of privacy, told apart by the ids that came with the data. All its examples are seen by one teacher "
             "alone, the one that a keyed hash of its id picks, so it moves at most one vote in each histogram."
@@ -50,9 +50,9 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
             f"The public examples of which queries are made ({len(job.public.x):,} of {job.name}), and the label set.",
             "The number of teachers, their architecture and training, and every setting in config.json.",
             f"Features: {job.note}",
-            "The number of training examples, and of each teacher's. It sets δ."
+            "The number of training examples, and of each teacher's. It sets δ and how long teachers train."
             if job.counts_public
-            else "The number of units. It sets δ.",
+            else "The numbers of units and of training examples. They set δ and how long teachers train.",
         ],
         "covered": "Every answer: the outcome of the threshold check, and the class of the noisy plurality.",
         "not_covered": [

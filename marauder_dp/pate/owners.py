@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from accountants.errors import VotesError
+from accountants.pate.votes import read_npy
 from marauder_dp.datasets.base import Dataset
 from marauder_dp.errors import DatasetError
 
@@ -59,6 +61,8 @@ def _read(folder: Path, like: Dataset) -> Owner:
         )
     if y.dtype.kind not in "iu" or y.shape != (len(x),) or not len(x):
         raise DatasetError(f"{folder}/y.npy must hold a class for each of {len(x)} examples; got {y.dtype} {y.shape}")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise DatasetError(f"{folder}/x.npy has a value that isn't finite; clean the file")
     if y.min() < 0 or y.max() >= like.num_classes:
@@ -68,11 +72,11 @@ def _read(folder: Path, like: Dataset) -> Owner:
         ids = _array(folder / "ids.npy")
         if ids.dtype.kind not in "iuUS" or ids.shape != (len(x),):
             raise DatasetError(f"{folder}/ids.npy must hold an id for each of {len(x)} examples; got {ids.dtype} {ids.shape}")
-    return Owner(folder.name, x.astype(np.float32), y.astype(np.int32), ids)
+    return Owner(folder.name, x, y.astype(np.int32), ids)
 
 
 def _array(path: Path) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"can't read {path} as a .npy file: {getattr(error, 'strerror', None) or error}") from error
+        return read_npy(path)
+    except VotesError as error:
+        raise DatasetError(str(error)) from error

@@ -96,8 +96,8 @@ def separately_held(owners: Sequence[PyTree], ids: Sequence[Any] | None = None) 
       All examples together, and which are whose.
 
     Raises:
-      DatasetError: an owner has none, or two owners hold the same example, by id or by content: then one example would move
-        two votes, and no figure would hold.
+      DatasetError: an owner has none, ids don't go with the examples, or two owners hold the same example, by id or by
+        content: then one example would move two votes, and no figure would hold.
     """
     sizes = [len(jax.tree.leaves(owner)[0]) for owner in owners]
     if not sizes or 0 in sizes:
@@ -105,8 +105,14 @@ def separately_held(owners: Sequence[PyTree], ids: Sequence[Any] | None = None) 
     data = jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *owners)
     owner_of = np.repeat(np.arange(len(sizes)), sizes)
     if ids is not None:
+        if len(ids) != len(sizes):
+            raise DatasetError(f"there are ids for {len(ids)} of {len(sizes)} owners")
+        for owner, (some, size) in enumerate(zip(ids, sizes, strict=True)):
+            if len(some) != size:
+                raise DatasetError(f"owner {owner} has {len(some)} ids for {size} examples")
         _refuse_shared(np.concatenate([np.asarray(some) for some in ids]), owner_of, "id")
-    leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(data)]
+    # Adding 0 makes −0 the 0 that it equals.
+    leaves = [(leaf + 0 if leaf.dtype.kind == "f" else leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(data)]
     content = [hashlib.sha256(b"|".join(leaf[i].tobytes() for leaf in leaves)).hexdigest() for i in range(len(owner_of))]
     _refuse_shared(np.array(content), owner_of, "content")
     return data, _gathered(owner_of, len(sizes))

@@ -185,7 +185,7 @@ def run(
 
 
 def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tuple[jax.Array, bytes]:
-    """The noise key and the salt: the stored ones when resuming, else new ones.
+    """The noise key and the salt: the stored ones if the ledger holds anything that rests on them, else new ones.
 
     Raises:
       IntegrityError: the ledger is past its first line but they are gone, or they were drawn for other data or teachers.
@@ -197,7 +197,7 @@ def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tup
         "public examples": _fingerprint(job.public.x),
     }
     stored = secrets.load(directory.private)
-    if stored is not None and salt_file.exists():
+    if stored is not None:
         known, before = stored
         differing = [name for name in begun_with if before.get(name) != begun_with[name]]
         if differing:
@@ -205,12 +205,14 @@ def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tup
                 f"the {' and '.join(differing)} are not what the run in {directory.path} began with (other data, settings, "
                 "code, number of devices, JAX version or backend), so it can't be taken up; use another --workdir"
             )
-        return known.noise, salt_file.read_bytes()
     if contents.commitments or contents.charges:
-        raise IntegrityError(
-            f"{directory.ledger} is past its beginning but {directory.private} lacks the run's secrets; restore that folder or "
-            "use another --workdir"
-        )
+        if stored is None or not salt_file.exists():
+            raise IntegrityError(
+                f"{directory.ledger} is past its beginning but {directory.private} lacks the run's secrets; restore that "
+                "folder or use another --workdir"
+            )
+        return known.noise, salt_file.read_bytes()
+    # Also where a ledger was taken away and its secrets were not: noise that may have been used is never used again.
     keys = secrets.fresh_keys() if job.reproducible_seed is None else secrets.reproducible_keys(job.reproducible_seed)
     secrets.store(directory.private, keys, begun_with)
     write_atomically(salt_file, entropy.token_bytes(32), mode=0o600)
@@ -301,7 +303,7 @@ def _load(path: Path, like: PyTree, teachers: int) -> PyTree:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = [stored[f"arr_{i}"] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
         raise IntegrityError(f"{path} is damaged; remove it and its wave is trained again") from error
     if [array.shape for array in arrays] != [(teachers, *leaf.shape) for leaf in leaves]:
         raise IntegrityError(f"{path} holds other teachers than this run's; use another --workdir")
@@ -324,6 +326,7 @@ def _ask_and_learn(
         may_stop()
 
     interactive = job.voting.mechanism == "interactive_gnmax"
+    aggregator.finish(after_chunk)
     while True:
         asked = [answer.query for answer in aggregator.answers]
         known = (

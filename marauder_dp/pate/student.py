@@ -88,11 +88,15 @@ def train_student(
       after_steps: called every `STEPS_BETWEEN_CALLS` updates with the number of updates done; may raise to stop.
 
     Raises:
-      PlanError: no example has a label.
+      PlanError: no example has a label, or labels don't go with examples.
     """
     queries, labels = np.asarray(queries, np.int32), np.asarray(labels, np.int32)
     if not len(queries):
         raise PlanError("no query was answered, so there is nothing to learn from: lower the threshold or raise epsilon")
+    if labels.shape != queries.shape or queries.min() < 0 or queries.max() >= len(x):
+        raise PlanError(
+            f"{len(labels)} labels of {len(queries)} examples: there must be one for each, of examples 0 to {len(x) - 1}"
+        )
     shape = x.shape[1:]
     optimizer = optax.adam(optax.cosine_decay_schedule(training.learning_rate, training.steps))
     start, key = jax.random.split(jax.random.key(training.seed))

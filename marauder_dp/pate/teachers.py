@@ -6,8 +6,8 @@ the devices, and on each device `chunk` at a time, vectorised. So memory grows w
 nothing is compiled twice, and an interrupted run goes on with the next wave.
 
 Every teacher makes the same public number of updates, each on a full batch of its own examples, over and over in random order.
-Its rows are padded to a length that follows from public numbers, so one example more or less gives the same program; padding
-is never drawn.
+Padding of its rows is never drawn, and what is drawn does not depend on how long it is. So one example more or less changes one
+teacher, and the others not in a bit, even where the padding grows with it.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PyTree = Any
 
 _CACHE_BYTES = 2 * 2**20  # of parameters, moments and activations that are worked on together, on a CPU
 _ACCELERATOR_BYTES = 2**30
-_ORDERS = 64
+_ORDERS = 64  # of its examples, that a teacher goes through before they repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,9 @@ class TeacherTraining:
         key = jax.random.fold_in(jax.random.key(self.seed), teacher)
         start, order, keys = jax.random.split(key, 3)
         length = len(jax.tree.leaves(own)[0])
-        draws = jax.random.uniform(order, (self._orders(length), length))
+        # Draws of one line at a time: the first ones are the same however long it is.
+        lines = jax.random.split(order, min(_ORDERS, self.updates * self.batch_size))
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(lines)
         # Each line is a random order of the teacher's own examples, and the padding after them.
         orders = jnp.argsort(jnp.where(jnp.arange(length) < count, draws, 2.0), axis=1)
 
@@ -89,10 +91,6 @@ class TeacherTraining:
 
         params = self.init(start)
         return jax.lax.fori_loop(0, self.updates, update, (params, self.optimizer.init(params)))[0]
-
-    def _orders(self, length: int) -> int:
-        """How many different orders of its examples a teacher goes through before they repeat."""
-        return min(_ORDERS, math.ceil(2 * self.updates * self.batch_size / length))
 
     def _update(self, batch: PyTree, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         def mean_loss(params: PyTree) -> Array:

@@ -66,9 +66,10 @@ def pate_run(folder: Path, queries: int = 60) -> Path:
         record.bind(ledger, votes, b"s" * 32)
         for start in range(0, queries, 20):
             some = answers[start : start + 20]
+            ledger.commit_to(record.LABELS, record.Question(tuple(a.query for a in some)).content)
             ledger.charge(record.CHECKS, acc.GaussianDpEvent(20.0), len(some))
             ledger.charge(record.PLURALITIES, acc.GaussianDpEvent(10 / 2**0.5), sum(a.answered for a in some))
-            ledger.commit_to(record.LABELS, record.line(some))
+            ledger.commit_to(record.LABELS, {"labels": [a.label for a in some]})
         analysis = analyse_run(ledger.contents, votes)
         assert analysis is not None
         rows = [

@@ -13,6 +13,14 @@ def strict_rank():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs compiled with few optimisations, in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def problem():
     """A small two-layer model: (loss of one example, params, (x, y))."""
