@@ -16,6 +16,7 @@ from accountants.errors import (
     CalibrationError,
     InvalidEventError,
     LedgerError,
+    PolicyError,
     UnsupportedEventError,
 )
 from accountants.event_json import from_dict, from_json, to_dict, to_json
@@ -52,8 +53,10 @@ from accountants.histories import from_opacus_history
 from accountants.interval import Interval
 from accountants.ledger import Ledger
 from accountants.pld import PldAccountant
+from accountants.policy import Policy, parse_policy, read_policy
 from accountants.profile import GdpBound, Profile, bayes_risk, gdp, profile
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, event_rdp
+from accountants.shared_budget import SharedBudget
 from accountants.version import __version__
 from accountants.zcdp import zcdp
 
@@ -93,6 +96,8 @@ __all__ = [
     "ParallelDpEvent",
     "PldAccountant",
     "PoissonSampledDpEvent",
+    "Policy",
+    "PolicyError",
     "Profile",
     "RandomizedResponseDpEvent",
     "RdpAccountant",
@@ -100,6 +105,7 @@ __all__ = [
     "ReportNoisyMaxDpEvent",
     "SampledWithoutReplacementDpEvent",
     "SelfComposedDpEvent",
+    "SharedBudget",
     "SingleEpochTreeAggregationDpEvent",
     "TruncatedSubsampledGaussianDpEvent",
     "UnsupportedEventError",
@@ -120,8 +126,10 @@ __all__ = [
     "from_opacus_history",
     "gdp",
     "make_accountant",
+    "parse_policy",
     "profile",
     "read_ledger",
+    "read_policy",
     "to_dict",
     "to_json",
     "zcdp",

@@ -1,6 +1,6 @@
 """`python -m accountants`: the accountant on the command line. No JAX needed.
 
-Exit codes: 0 done, 2 usage error or a request that has no answer, 4 integrity failure.
+Exit codes: 0 done, 2 usage error or a request that has no answer, 3 a budget would be exceeded, 4 integrity failure.
 """
 
 import argparse
@@ -12,19 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accountants import calibration, report
+from accountants import budget_command, calibration, report, signing
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.breakdown import finite_or_text
-from accountants.chain import read_ledger
-from accountants.errors import AccountingError, InvalidEventError, LedgerError
+from accountants.errors import AccountingError, BudgetExceededError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
+from accountants.heads import hashes_of, is_budget, verify_budget
+from accountants.merge import merged
 from accountants.pate import command as votes_command
 from accountants.pld import DEFAULT_RTOL
 from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
+from accountants.runs import Run, read_run
 from accountants.statement import statement
 
 USAGE_ERROR = 2
+BUDGET_EXCEEDED = 3
 INTEGRITY_FAILURE = 4
 
 
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LedgerError as error:
         print(f"error: {error}", file=sys.stderr)
         return INTEGRITY_FAILURE if error.line is not None else USAGE_ERROR
+    except BudgetExceededError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BUDGET_EXCEEDED
     except AccountingError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -167,19 +173,40 @@ def _tradeoff(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    if args.ledger.endswith(".json"):
-        raise LedgerError(f"{args.ledger} is not a ledger: `report` takes ledger.jsonl, `verify` takes either")
-    contents = read_ledger(args.ledger)
-    if contents.torn:
+    return _show_runs(args, [_read(path, args) for path in args.ledgers])
+
+
+def _merge(args: argparse.Namespace) -> int:
+    return _show_runs(args, [merged([_read(path, args) for path in args.ledgers], args.delta, args.accountant)])
+
+
+def _read(path: str, args: argparse.Namespace) -> Run:
+    if Path(path).name == "privacy.json":
+        raise LedgerError(f"{path} is not a ledger: `report` takes ledger.jsonl or a run's folder, `verify` takes either")
+    run = read_run(path, args.delta, args.accountant)
+    if run.contents.torn:
         print(
-            f"warning: line {len(contents.hashes) + 1} is torn (a crash in mid-write, before its release) and left out",
+            f"warning: line {len(run.contents.hashes) + 1} is torn (a crash in mid-write, before its release) and left out",
             file=sys.stderr,
         )
-    document = report.privacy_document(contents, args.delta, accountant=args.accountant)
+    return run.public() if args.public else run
+
+
+def _show_runs(args: argparse.Namespace, runs: list[Run]) -> int:
+    documents = [dict(run.document) for run in runs]
     if args.statement:
-        return _show(args, document, statement(document))
-    table = report.text_table(report.breakdown_of(contents, args.delta, args.accountant))
-    return _show(args, document, "\n".join([*report.caveats(contents.public), table]))
+        texts = [statement(document) for document in documents]
+    else:
+        texts = ["\n".join([*report.caveats(run.contents.public), report.text_table(run.breakdown)]) for run in runs]
+        if len(runs) > 1:
+            texts = [f"{run.name}\n\n{text}" for run, text in zip(runs, texts, strict=True)]
+    if args.html is not None:
+        from accountants.html.page import write_page
+
+        write_page(args.html, runs, public=args.public)
+        texts.append(f"page: {args.html}")
+    result = documents[0] if len(runs) == 1 else {"runs": [{"name": run.name, **run.document} for run in runs]}
+    return _show(args, result, "\n\n".join(texts))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -187,7 +214,13 @@ def _verify(args: argparse.Namespace) -> int:
         raise LedgerError(f"there is no file {args.file}")
     if args.head is not None and not re.fullmatch("[0-9a-f]{64}", args.head):
         raise LedgerError(f"--head must be a SHA-256 hash, 64 hexadecimal digits; got {args.head!r:.80}")
-    result = report.verify(args.file, args.head)
+    result = verify_budget(args.file, args.head) if is_budget(args.file) else report.verify(args.file, args.head)
+    if result["ok"] and args.key is not None:
+        try:
+            signing.check(args.file, args.key, hashes_of(args.file))
+            result["checked"] += "; signed by the key given"
+        except LedgerError as error:
+            result = {"ok": False, "error": str(error), "line": error.line}
     if result["ok"]:
         text = f"ok: {result['events']:,} events, head {result['head']}\n    {result['checked']}"
     else:
@@ -196,8 +229,23 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if result["ok"] else INTEGRITY_FAILURE
 
 
+def _keygen(args: argparse.Namespace) -> int:
+    public = signing.make_key(args.file)
+    return _show(args, {"key": public}, f"private key {args.file}: keep it\npublic key  {args.file}.pub: {public}")
+
+
+def _sign(args: argparse.Namespace) -> int:
+    hashes = hashes_of(args.file)
+    target = signing.sign(args.file, args.key, hashes)
+    return _show(args, {"signature": str(target), "head": hashes[-1]}, f"signed in {target}: head {hashes[-1]}")
+
+
 def _votes(args: argparse.Namespace) -> int:
     return _show(args, *votes_command.run(args))
+
+
+def _budget(args: argparse.Namespace) -> int:
+    return _show(args, *budget_command.run(args))
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -273,21 +321,36 @@ def _parser() -> argparse.ArgumentParser:
     tradeoff.add_argument("--prior", type=float, default=0.5, metavar="P", help="probability of presence, for the Bayes risk")
     sampled(tradeoff)
 
-    show = command("report", _report, "Spend by component of a ledger.")
-    show.add_argument("ledger", metavar="LEDGER")
-    show.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
-    accounted(show)
-    show.add_argument(
-        "--statement",
-        action="store_true",
-        help="print the privacy statement (Markdown); a ledger alone lacks what a run's own privacy.md adds",
-    )
+    def shown(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "ledgers", metavar="LEDGER", nargs="+", help="ledger.jsonl, a run's folder, or another library's history"
+        )
+        sub.add_argument("--delta", type=float, metavar="D", help="default: the one the ledger declares")
+        accounted(sub)
+        sub.add_argument("--html", metavar="FILE", help="write a self-contained page too (needs jinja2 and matplotlib)")
+        sub.add_argument("--public", action="store_true", help="leave out what was computed from private data without noise")
+        sub.add_argument(
+            "--statement",
+            action="store_true",
+            help="print the privacy statement (Markdown); a ledger alone lacks what a run's own privacy.md adds",
+        )
+
+    shown(command("report", _report, "Spend by component of a ledger; several are shown beside each other."))
+    shown(command("merge", _merge, "Several ledgers of one data set as one: what all of them cost together."))
 
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
     verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
+    verify.add_argument("--key", metavar="PUBLIC", help="that FILE.sig must be made with: 64 digits, or a file with them")
+
+    signed = command("sign", _sign, "Sign the head of a ledger or budget with an Ed25519 key, into FILE.sig.")
+    signed.add_argument("file", metavar="LEDGER_OR_BUDGET")
+    signed.add_argument("--key", required=True, metavar="PRIVATE", help="as keygen made it")
+    keygen = command("keygen", _keygen, "Make a pair of keys to sign with.")
+    keygen.add_argument("file", metavar="FILE", help="of the private key; the public one gets .pub")
 
     votes_command.add_arguments(command("votes", _votes, "The cost of PATE's recorded votes, by component."))
+    budget_command.add_arguments(command("budget", _budget, "The budget that all runs on one data set share."))
     again = command("replay", _replay, "Derive the figures of a PATE run again from its ledger and its stored votes.")
     again.add_argument("folder", metavar="RUN", help="the folder of the run, with its private part")
     return parser

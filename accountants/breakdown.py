@@ -4,6 +4,7 @@ Epsilons do not add up, so each component has three honest figures: its ε alone
 and its share of a quantity that does add up, the Rényi divergence at the order that is optimal for the total.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Container, Iterable, Sequence
@@ -110,8 +111,9 @@ def break_down(
         # A part never costs more than the whole, and two intervals may overlap.
         return min(compose(paths, name).get_epsilon(delta), interval.upper)
 
-    order, divergences = _divergences(charges, paths, delta, relation)
-    shares = _shares(divergences)
+    order, by_charge = divergences(charges, delta, relation)
+    spends = [math.fsum(parts.get(path, 0.0) for parts in by_charge) for path in paths]
+    shares = _shares(spends)
     components = tuple(
         Component(
             path=path,
@@ -122,7 +124,7 @@ def break_down(
         )
         for i, path in enumerate(paths)
     )
-    spent = math.fsum(divergences) if all(map(math.isfinite, divergences)) else math.inf
+    spent = math.fsum(spends) if all(map(math.isfinite, spends)) else math.inf
     return Breakdown(
         epsilon=interval.upper,
         lower=interval.lower,
@@ -136,10 +138,10 @@ def break_down(
     )
 
 
-def _divergences(
-    charges: Sequence[Charge], paths: Sequence[str], delta: float, relation: NeighbouringRelation
-) -> tuple[float, list[float]]:
-    """The optimal order of everything, and each component's Rényi divergence there.
+def divergences(
+    charges: Sequence[Charge], delta: float, relation: NeighbouringRelation
+) -> tuple[float, list[dict[str, float]]]:
+    """The optimal order of everything, and for each charge the Rényi divergence there of each of its components.
 
     What several components share is split in proportion to what each would have cost alone.
 
@@ -156,21 +158,26 @@ def _divergences(
         order = rdp.convert(sum(curves, np.zeros(len(rdp.orders))), delta)[1]
         index = rdp.orders.index(order)
         divergence = lambda event, count: float(rdp.divergence(event, count)[index])  # noqa: E731
-    spends = dict.fromkeys(paths, 0.0)
+    spends = []
     for charge in charges:
         whole = divergence(charge.event, charge.count)
         alone = [divergence(charge.only([part]), charge.count) for part in charge.parts] if len(charge.parts) > 1 else [whole]
+        parts = dict.fromkeys(charge.parts, 0.0)
         for part, share in zip(charge.parts, _shares(alone), strict=True):
-            spends[part] += whole * share if share else 0.0
-    return order, list(spends.values())
+            parts[part] += whole * share if share else 0.0
+        spends.append(parts)
+    return order, spends
 
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:
     """One charge for each distinct (path, event), in order of first appearance; the spend is the same."""
+    charges = list(charges)
+    # A ledger that was read holds few objects many times, and hashing an event is slow.
+    times = collections.Counter(map(id, charges))
     counts: dict[tuple[str, DpEvent], int] = {}
-    for charge in charges:
+    for charge in {id(charge): charge for charge in charges}.values():
         key = (charge.path, charge.event)
-        counts[key] = counts.get(key, 0) + charge.count
+        counts[key] = counts.get(key, 0) + charge.count * times[id(charge)]
     return [Charge(path, event, count) for (path, event), count in counts.items()]
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from accountants.account import Account
 from accountants.accountant import Accountant, make_accountant
 from accountants.calibration import largest_count
 from accountants.domains import open_unit, whole
@@ -25,7 +26,15 @@ class Budget:
       delta: at which the ceiling is meant.
     """
 
-    def __init__(self, ledger: Ledger, *, delta: float, epsilon_ceiling: float = math.inf, accountant: str = "auto"):
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        delta: float,
+        epsilon_ceiling: float = math.inf,
+        accountant: str = "auto",
+        account: Account | None = None,
+    ):
         """Reads the spend so far from `ledger`.
 
         Args:
@@ -33,6 +42,7 @@ class Budget:
           delta: in (0, 1).
           epsilon_ceiling: > 0, possibly infinite.
           accountant: "auto", "pld" or "rdp".
+          account: of the data set's budget, if it has one: every charge is drawn from it too, before it is recorded.
 
         Raises:
           InvalidEventError: an argument lies outside its domain.
@@ -42,8 +52,8 @@ class Budget:
             raise InvalidEventError(f"epsilon_ceiling must be greater than 0; got {epsilon_ceiling!r}")
         self.epsilon_ceiling = float(epsilon_ceiling)
         self.delta = open_unit(delta, "delta")
-        self._ledger = ledger
-        self._accountant: Accountant = make_accountant(accountant, neighbouring_relation=ledger.contents.neighbouring_relation)
+        self._ledger, self._account = ledger, account
+        self._accountant: Accountant = make_accountant(accountant, neighbouring_relation=ledger.neighbouring_relation)
         self._counts: dict[DpEvent, int] = {}
         self._fits: dict[DpEvent, int] = {}  # counts whose joint ε, below, is known
         self._fits_epsilon = math.inf
@@ -62,9 +72,17 @@ class Budget:
         self._catch_up()
         return self._accountant.copy().compose(event, count).get_epsilon(self.delta)
 
-    def affordable(self, event: Any, at_most: int) -> int:
-        """How many of `at_most` further runs of `event` fit below the ceiling. Charges nothing."""
+    def affordable(self, event: Any, at_most: int, path: str = "") -> int:
+        """How many of `at_most` further runs of `event` fit below the ceiling, and the data set's. Charges nothing.
+
+        Args:
+          event: what would be charged.
+          at_most: the answer's largest value.
+          path: of the component, which tells what is reserved for it.
+        """
         event, at_most = as_event(event), whole(at_most, "at_most")
+        if self._account is not None:
+            at_most = self._account.affordable(path, event, at_most)
         if math.isinf(self.epsilon_ceiling):
             return at_most
         self._catch_up()
@@ -86,6 +104,8 @@ class Budget:
                 f"charging {path} ({count} more) would bring epsilon to {after:.4g} at delta = {self.delta:g}, "
                 f"above the ceiling of {self.epsilon_ceiling:g}; nothing was released"
             )
+        if self._account is not None and count:
+            self._account.draw(path, event, count)
         self._ledger.charge(path, event, count)
 
     def _check(self, event: DpEvent, count: int) -> float:
@@ -109,8 +129,8 @@ class Budget:
 
     def _catch_up(self) -> None:
         """Composes what the ledger has gained since the last look."""
-        charges = self._ledger.contents.charges
-        for charge in charges[self._seen :]:
+        charges = self._ledger.charges_from(self._seen)
+        for charge in charges:
             self._accountant.compose(charge.event, charge.count)
             self._counts[charge.event] = self._counts.get(charge.event, 0) + charge.count
-        self._seen = len(charges)
+        self._seen += len(charges)

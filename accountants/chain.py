@@ -1,33 +1,29 @@
 """The format of a ledger: what a line is, how lines are chained, and how a file of them is verified.
 
 One JSON object a line. The first line is a header (neighbouring relation, unit of privacy, public facts);
-the others are charges (component path, event, count) and commitments (salted digests, say). Each line holds the SHA-256 of
-the line before (`prev`) and of itself (`hash`), so that the last hash, the *head*, commits to the whole file. Lines are
-canonical JSON (sorted keys, no spaces): a single changed byte, even a blank, is an error that names its line.
+the others are charges (component path, event, count) and commitments (salted digests, say). Lines are chained by their hashes,
+so that the last one, the *head*, commits to the whole file: see `chained`.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from accountants import chained
 from accountants.domains import whole
 from accountants.errors import AccountingError, InvalidEventError, LedgerError
 from accountants.event_json import from_dict
 from accountants.events import ComposedDpEvent, DpEvent, NeighbouringRelation, PoissonSampledDpEvent, as_relation
 
 SCHEMA = 1
-GENESIS = "0" * 64
-"""`prev` of the first line."""
 
 COMPONENT_PATH = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*|([a-z0-9_]+/)*\{[a-z0-9_]+(,[a-z0-9_]+)+\}")
 """Such as train/gradients; or train/{gradients,clip_norm} for one event that is made of those components' (see `Charge`)."""
 
-_LINE_START = b'{"'
 _FIELDS = {
     "header": {"kind", "schema", "time", "prev", "hash", "neighbouring_relation", "unit", "public"},
     # No time of day here: how long a chunk of training took depends on the examples that were drawn.
@@ -35,6 +31,10 @@ _FIELDS = {
     "commitment": {"kind", "prev", "hash", "path", "content"},
     "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
 }
+_PREV = slice(-66, None)
+"""Where a line holds the hash of the line before: 64 digits and `"}`."""
+
+_MAX_SEEN = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,27 +149,35 @@ def parse(raw: bytes) -> LedgerContents | None:
     Raises:
       LedgerError: damaged; `line` says where. A torn last line is returned in `torn`, not raised.
     """
-    body, newline, tail = raw.rpartition(b"\n")
-    lines = body.split(b"\n") if newline else []
-    if tail and not _is_torn(tail):
-        raise LedgerError(
-            f"line {len(lines) + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", len(lines) + 1
-        )
+    lines, tail = chained.split(raw)
     if not lines:
         return None
     charges: list[Charge] = []
     commitments: list[Commitment] = []
     hashes: list[str] = []
     header: dict[str, Any] = {}
+    seen: dict[tuple[bytes, ...], Charge] = {}  # by their canonical text
+    head = chained.GENESIS
     for number, line in enumerate(lines, start=1):
-        record = _check_line(line, number, hashes[-1] if hashes else GENESIS)
-        hashes.append(record["hash"])
+        known = _known_charge(line, head, seen)
+        if known is not None:
+            charge, head = known
+            charges.append(charge)
+            hashes.append(head)
+            continue
+        record = chained.check_line(line, number, head, _FIELDS, SCHEMA)
+        head = record["hash"]
+        hashes.append(head)
         try:
+            _check_content(record)
             if record["kind"] == "header":
                 header = record
-                as_relation(header["neighbouring_relation"])
             elif record["kind"] == "charge":
-                charges.append(_charge(record))
+                charge = Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count"))
+                charges.append(charge)
+                if len(seen) < _MAX_SEEN:
+                    before, _, between = _around_hashes(line)
+                    seen[before, between] = charge
             elif record["kind"] == "commitment":
                 commitments.append(Commitment(check_path(record["path"]), record["content"]))
         except AccountingError as error:
@@ -185,6 +193,35 @@ def parse(raw: bytes) -> LedgerContents | None:
     )
 
 
+def _check_content(record: Mapping[str, Any]) -> None:
+    kind = record["kind"]
+    if kind == "header":
+        if not (isinstance(record["public"], dict) and isinstance(record["unit"], str)):
+            raise LedgerError("unit must be a string and public an object")
+        as_relation(record["neighbouring_relation"])
+    if kind == "commitment" and not isinstance(record["content"], dict):
+        raise LedgerError("the content of a commitment must be an object")
+
+
+def _known_charge(line: bytes, prev: str, seen: Mapping[tuple[bytes, ...], Charge]) -> tuple[Charge, str] | None:
+    """What `check_line` would find, for a sound line that charges what an earlier one did; None for any other, or if in doubt.
+
+    It spares millions of lines the JSON: such a line differs from that earlier one, which is canonical, in its hashes alone.
+    """
+    before, digest, between = _around_hashes(line)
+    charge = seen.get((before, between))
+    if charge is None or not line.endswith(prev.encode() + b'"}'):
+        return None
+    found = hashlib.sha256(before + between[len(b'",') :] + line[_PREV]).hexdigest()
+    return (charge, found) if found.encode() == digest else None
+
+
+def _around_hashes(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """What stands before the hash of a line, the hash, and what stands from there to the hash of the line before."""
+    before, _, rest = line.partition(b'"hash":"')
+    return before, rest[:64], rest[64 : _PREV.start]
+
+
 def check_path(path: Any) -> str:
     """`path`, if it is one of a component.
 
@@ -194,84 +231,3 @@ def check_path(path: Any) -> str:
     if not isinstance(path, str) or not COMPONENT_PATH.fullmatch(path):
         raise LedgerError(f"a component path looks like 'train/gradients' (a-z, 0-9, _, /); got {path!r:.80}")
     return path
-
-
-def _charge(record: Mapping[str, Any]) -> Charge:
-    return Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count"))
-
-
-def _check_line(line: bytes, number: int, prev: str) -> dict[str, Any]:
-    """One record, if it is canonical, whole, of a known kind, and follows `prev`."""
-
-    def refuse(why: str) -> LedgerError:
-        return LedgerError(f"line {number}: {why}", line=number)
-
-    try:
-        record = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise refuse("not a JSON object") from None
-    if not isinstance(record, dict):
-        raise refuse("not a JSON object")
-    kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        raise refuse(f"kind {kind!r:.40} is not one of {', '.join(_FIELDS)}")
-    if record.get("schema", SCHEMA) != SCHEMA:
-        raise refuse(f"schema {record['schema']!r:.40} is not the one this version reads ({SCHEMA}); upgrade")
-    if set(record) != _FIELDS[kind]:
-        raise refuse(f"a {kind} must have the fields {sorted(_FIELDS[kind])}; got {sorted(record)}")
-    if (number == 1) != (kind == "header"):
-        raise refuse("a ledger has one header, on its first line")
-    if kind == "header" and not (isinstance(record["public"], dict) and isinstance(record["unit"], str)):
-        raise refuse("unit must be a string and public an object")
-    if kind == "commitment" and not isinstance(record["content"], dict):
-        raise refuse("the content of a commitment must be an object")
-    if record["prev"] != prev:
-        raise refuse("does not follow the line before it (edited, removed, swapped or inserted)")
-    digest = record.pop("hash")
-    try:
-        intact = digest == digest_of(record) and canonical(record | {"hash": digest}) == line
-    except (ValueError, RecursionError):
-        intact = False
-    if not intact:
-        raise refuse("hash does not match (edited)")
-    return record | {"hash": digest}
-
-
-def _is_torn(tail: bytes) -> bool:
-    """Whether a write of ours that was cut short can have left `tail`.
-
-    Such a tail begins as every line does and lacks the closing brace. One that holds a whole object was edited, and
-    may stand for a release: dropping it could lower ε.
-    """
-    if not (tail.startswith(_LINE_START) or _LINE_START.startswith(tail)):
-        return False
-    try:
-        json.JSONDecoder().raw_decode(tail.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def json_ready(public: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `public`, if JSON gives back what it is given."""
-    try:
-        copy = json.loads(json.dumps(dict(public), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise LedgerError(f"public facts must be plain JSON (no NaN, tuples or other types): {error}") from None
-    if copy != public:
-        raise LedgerError("public facts must be plain JSON: tuples and keys other than strings don't survive it")
-    return dict(copy)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def canonical(record: Mapping[str, Any]) -> bytes:
-    """The one way in which a record is written, without its newline."""
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def digest_of(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record that has no `hash` yet."""
-    return hashlib.sha256(canonical(record)).hexdigest()

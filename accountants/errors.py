@@ -36,6 +36,22 @@ class LedgerError(AccountingError):
         self.line = line
 
 
+class PolicyError(AccountingError):
+    """A policy is not as it has to be.
+
+    Attributes:
+      line: 1-based number of the offending line, or None where the file could not be read at all.
+    """
+
+    def __init__(self, message: str, line: int | None = None):
+        super().__init__(message)
+        self.line = line
+
+
+class SignatureError(AccountingError):
+    """A key or a signature can't be read, made or written."""
+
+
 class VotesError(AccountingError):
     """Recorded votes, or what goes with them, are not what they have to be (the message says which and where)."""
 

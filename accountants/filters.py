@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accountants import conversion
 from accountants.domains import open_unit, positive
@@ -42,6 +43,11 @@ class OdometerReading:
 
 class Filter:
     """Stops before (ε, δ) is passed. Events may be chosen adaptively.
+
+    Attributes:
+      order: Rényi order at which divergences are added up.
+      allowance: what they may add up to.
+      promise: (ε, δ).
 
     Example:
       >>> from accountants import Filter, GaussianDpEvent
@@ -76,14 +82,14 @@ class Filter:
         if typical_event is not None:
             typical = RdpAccountant(orders, neighbouring_relation=neighbouring_relation).compose(typical_event)
             costs = tuple(typical.rdp.tolist())
-        self.order, self._budget = _allowance(orders, costs, positive(epsilon, "epsilon"), open_unit(delta, "delta"))
+        self.order, self.allowance = _allowance(orders, costs, positive(epsilon, "epsilon"), open_unit(delta, "delta"))
         self._accountant = RdpAccountant((self.order,), neighbouring_relation=neighbouring_relation)
         self.promise = FilterPromise(float(epsilon), float(delta), self._accountant.neighbouring_relation)
 
     def would_exceed(self, event: Any, count: int = 1) -> bool:
         """Whether charging `count` runs of `event` would pass the budget. Charges nothing."""
         after = self._accountant.rdp + self._accountant.divergence(event, count)
-        return not float(after[0]) <= self._budget
+        return not float(after[0]) <= self.allowance
 
     def charge(self, event: Any, count: int = 1) -> None:
         """Counts `count` runs of `event`, which may be released after it returns.
@@ -101,7 +107,7 @@ class Filter:
     @property
     def remaining(self) -> float:
         """The part of the Rényi budget that is left, from 1 to 0."""
-        return 1 - float(self._accountant.rdp[0]) / self._budget if self._budget else 0.0
+        return 1 - float(self._accountant.rdp[0]) / self.allowance if self.allowance else 0.0
 
 
 class Odometer:
@@ -149,16 +155,24 @@ class Odometer:
 
 
 @functools.lru_cache(maxsize=256)
-def _allowance(orders: tuple[float, ...], costs: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
-    """The order at which most fit into (ε, δ) of what costs `costs`, and the largest Rényi divergence there that is (ε, δ)-DP.
-
-    A Gaussian's divergence is proportional to the order.
-    """
+def allowances(orders: tuple[float, ...], epsilon: float, delta: float) -> NDArray[np.float64]:
+    """The largest Rényi divergence at each order that is (ε, δ)-DP: (k,), read-only."""
     alpha = np.asarray(orders)
     low, high = np.zeros_like(alpha), np.full_like(alpha, epsilon + 1.0)
     for _ in range(60):
         middle = 0.5 * (low + high)
         fits = conversion.each(alpha, middle, delta) <= epsilon
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    low.setflags(write=False)
+    return low
+
+
+@functools.lru_cache(maxsize=256)
+def _allowance(orders: tuple[float, ...], costs: tuple[float, ...], epsilon: float, delta: float) -> tuple[float, float]:
+    """The order at which most fit into (ε, δ) of what costs `costs`, and the allowance there.
+
+    A Gaussian's divergence is proportional to the order.
+    """
+    low = allowances(orders, epsilon, delta)
     best = int(np.argmax(low / np.maximum(costs, 1e-300)))
     return orders[best], float(low[best])

@@ -6,33 +6,28 @@ a write leaves a torn last line, whose release cannot have happened: opening the
 it and records that it did. What a line looks like is in `chain`.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accountants.chain import (
-    GENESIS,
-    SCHEMA,
-    Charge,
-    Commitment,
-    LedgerContents,
-    canonical,
-    check_path,
-    digest_of,
-    json_ready,
-    parse,
-)
+from accountants import chained
+from accountants.chain import SCHEMA, Charge, Commitment, LedgerContents, check_path, parse
+from accountants.chained import json_ready, sync_folder
 from accountants.domains import whole
 from accountants.errors import InvalidEventError, LedgerError
 from accountants.event_json import from_dict, to_dict
-from accountants.events import NeighbouringRelation, as_event, as_relation
+from accountants.events import DpEvent, NeighbouringRelation, as_event, as_relation
+
+__all__ = ["Ledger", "sync_folder"]
+
+
+_MAX_EVENTS = 10_000
 
 
 class Ledger:
@@ -66,7 +61,12 @@ class Ledger:
         self.path = Path(path)
         self.recovered = b""
         self._failed = False
-        self._contents: LedgerContents
+        self._begun: LedgerContents  # what was there, or a new header
+        self._charges: list[Charge] = []
+        self._commitments: list[Commitment] = []
+        self._hashes: list[str] = []
+        self._snapshot: LedgerContents | None = None
+        self._written: dict[DpEvent, dict[str, Any]] = {}  # events known to be read back as they are
         self._fd = self._open_locked()
         try:
             self._load(as_relation(neighbouring_relation), unit, public)
@@ -77,12 +77,28 @@ class Ledger:
     @property
     def contents(self) -> LedgerContents:
         """Everything on disk, as of now."""
-        return self._contents
+        if self._snapshot is None:
+            self._snapshot = dataclasses.replace(
+                self._begun,
+                charges=tuple(self._charges),
+                hashes=tuple(self._hashes),
+                commitments=tuple(self._commitments),
+            )
+        return self._snapshot
 
     @property
     def head(self) -> str:
         """SHA-256 that commits to every line written so far."""
-        return self._contents.head
+        return self._hashes[-1] if self._hashes else chained.GENESIS
+
+    @property
+    def neighbouring_relation(self) -> NeighbouringRelation:
+        """Under which the charges are meant."""
+        return self._begun.neighbouring_relation
+
+    def charges_from(self, number: int) -> Sequence[Charge]:
+        """All charges but the first `number`, without a copy of those."""
+        return self._charges[number:]
 
     def charge(self, path: str, event: Any, count: int = 1) -> None:
         """Records `count` runs of `event` under the component `path`; on disk (fsync) when it returns.
@@ -91,17 +107,32 @@ class Ledger:
           InvalidEventError: the event or the count is malformed, or the event does not fit the path. Nothing was written.
           LedgerError: the path is malformed, or writing failed: release nothing.
         """
-        event, count = as_event(event), whole(count, "count")
-        check_path(path)
-        if from_dict(to_dict(event)) != event:
-            raise InvalidEventError(f"{event!r:.80} can't be written and read back")
-        charge = Charge(path, event, count)
-        digest = self._append({"kind": "charge", "path": path, "event": to_dict(event), "count": count})
-        self._contents = dataclasses.replace(
-            self._contents,
-            charges=(*self._contents.charges, charge),
-            hashes=(*self._contents.hashes, digest),
-        )
+        self.charge_all([(path, event, count)])
+
+    def charge_all(self, charges: Iterable[tuple[str, Any, int]]) -> None:
+        """Records many charges (path, event, count) at once; all on disk, with one fsync, when it returns.
+
+        Raises:
+          InvalidEventError, LedgerError: as `charge`; nothing was written, or some first lines at most: release nothing.
+        """
+        checked, records = [], []
+        for path, event, count in charges:
+            charge = Charge(check_path(path), as_event(event), whole(count, "count"))
+            checked.append(charge)
+            content = self._as_written(charge.event)
+            records.append({"kind": "charge", "path": path, "event": content, "count": charge.count})
+        self._append(*records)
+        self._charges += checked
+
+    def _as_written(self, event: DpEvent) -> dict[str, Any]:
+        content = self._written.get(event)
+        if content is None:
+            content = to_dict(event)
+            if from_dict(content) != event:
+                raise InvalidEventError(f"{event!r:.80} can't be written and read back")
+            if len(self._written) < _MAX_EVENTS:
+                self._written[event] = content
+        return content
 
     def commit_to(self, path: str, content: Mapping[str, Any]) -> None:
         """Records what the writer can be held to, such as a salted digest of what stays private; on disk when it returns.
@@ -114,12 +145,8 @@ class Ledger:
           LedgerError: the path is malformed, the content is not plain JSON, or writing failed.
         """
         commitment = Commitment(check_path(path), json_ready(content))
-        digest = self._append({"kind": "commitment", "path": path, "content": commitment.content})
-        self._contents = dataclasses.replace(
-            self._contents,
-            commitments=(*self._contents.commitments, commitment),
-            hashes=(*self._contents.hashes, digest),
-        )
+        self._append({"kind": "commitment", "path": path, "content": commitment.content})
+        self._commitments.append(commitment)
 
     def close(self) -> None:
         """Releases the lock. Harmless when already closed."""
@@ -173,18 +200,17 @@ class Ledger:
             self._truncate(len(raw) - len(self.recovered))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         if contents is None:
+            self._begun = LedgerContents(relation, unit, declared, (), ())
             header = {"kind": "header", "schema": SCHEMA, "time": now, "unit": unit, "public": declared}
-            header["neighbouring_relation"] = str(relation)
-            self._contents = LedgerContents(relation, unit, declared, (), (GENESIS,))
-            self._contents = dataclasses.replace(self._contents, hashes=(self._append(header),))
+            self._append(header | {"neighbouring_relation": str(relation)})
             sync_folder(self.path.parent)
         else:
-            self._contents = dataclasses.replace(contents, torn=b"")
+            self._begun = dataclasses.replace(contents, torn=b"")
+            self._charges, self._commitments = list(contents.charges), list(contents.commitments)
+            self._hashes = list(contents.hashes)
         if self.recovered:
             dropped = hashlib.sha256(self.recovered).hexdigest()
-            record = {"kind": "recovered", "time": now, "dropped_bytes": len(self.recovered), "dropped_sha256": dropped}
-            digest = self._append(record)
-            self._contents = dataclasses.replace(self._contents, hashes=(*self._contents.hashes, digest))
+            self._append({"kind": "recovered", "time": now, "dropped_bytes": len(self.recovered), "dropped_sha256": dropped})
 
     def _read(self) -> bytes:
         """The whole file, through the descriptor that is locked."""
@@ -193,36 +219,19 @@ class Ledger:
             stream.seek(0)
             return stream.read()
 
-    def _append(self, record: dict[str, Any]) -> str:
+    def _append(self, *records: dict[str, Any]) -> None:
         if self._fd is None or self._failed:
             raise LedgerError(f"the ledger {self.path} is closed{' after a failed write' * self._failed}; release nothing")
-        record = record | {"prev": self._contents.head}
-        record["hash"] = digest_of(record)
-        line = canonical(record) + b"\n"
-        size = os.fstat(self._fd).st_size
+        content, hashes = chained.linked(records, self.head)
         try:
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
+            chained.append(self._fd, content)
         except OSError as error:
             # What reached the disk is unknown, so this writer is finished; the next one recovers.
             self._failed = True
-            with contextlib.suppress(OSError):
-                self._truncate(size)
             raise LedgerError(f"can't write the ledger {self.path}: {error.strerror}; nothing was released") from error
-        return record["hash"]
+        self._hashes += hashes
+        self._snapshot = None
 
     def _truncate(self, size: int) -> None:
         assert self._fd is not None
-        os.ftruncate(self._fd, size)
-        os.fsync(self._fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes what was created, renamed or removed in `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        chained.truncate(self._fd, size)

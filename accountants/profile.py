@@ -111,7 +111,7 @@ class GdpBound:
     floor: float
 
 
-def gdp(accountant: Accountant, floor: float = 1e-10) -> GdpBound:
+def gdp(accountant: Accountant, floor: float = 1e-10, curve: Profile | None = None) -> GdpBound:
     """The smallest μ-GDP that a bound of the whole profile allows; never a central-limit approximation.
 
     Between two points of the profile δ lies below the chord in e^ε, and μ is raised until the Gaussian's convex curve, by
@@ -120,12 +120,14 @@ def gdp(accountant: Accountant, floor: float = 1e-10) -> GdpBound:
     Args:
       accountant: any.
       floor: δ down to which it is meant, in (0, 1).
+      curve: a profile of the same accountant that reaches down to `floor`, to save computing one; the coarser, the larger μ.
     """
     floor = open_unit(floor, "floor")
     top = accountant.get_epsilon(floor)
     if math.isinf(top):
         return GdpBound(math.inf, 1.0, floor)
-    curve = profile(accountant, (top * np.linspace(0, 1, _POINTS)).tolist())
+    if curve is None:
+        curve = profile(accountant, (top * np.linspace(0, 1, _POINTS)).tolist())
     if curve.upper[0] <= 0:
         return GdpBound(0.0, 0.0, floor)
     low, high = 0.0, 1.0

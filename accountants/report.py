@@ -1,5 +1,6 @@
 """Showing a breakdown to people (text) and to programs (`privacy.json`), and checking the latter."""
 
+import dataclasses
 import decimal
 import json
 import math
@@ -8,20 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accountants.accountant import make_accountant
-from accountants.breakdown import Breakdown, aggregated, break_down
+from accountants.accountant import Accountant, make_accountant
+from accountants.breakdown import Breakdown, aggregated, break_down, finite_or_text
 from accountants.chain import Charge, LedgerContents, read_ledger
 from accountants.domains import open_unit, whole
 from accountants.errors import AccountingError, LedgerError
 from accountants.event_json import from_dict, to_dict
 from accountants.events import as_relation
-from accountants.profile import profile
+from accountants.profile import Profile, gdp, profile
 
-SCHEMA = 2
+SCHEMA = 3
 """Of privacy.json."""
 
 _REDERIVED = 1e-6
 """Relative difference allowed when figures are derived again: another NumPy or processor may round differently."""
+
+_TOLERANCE = {"gdp": 1e-3}
+"""Where it is more: μ is searched for to a relative 1e-4."""
 
 _DERIVED = (
     "epsilon",
@@ -32,8 +36,17 @@ _DERIVED = (
     "conversion_term",
     "components",
     "worst_case_tpr_at_fpr_1_percent",
+    "advantage",
+    "gdp",
+    "profile",
     "bound",
 )
+
+_PROFILE_RTOL = 1e-2
+"""Of the profile, which is taken at many ε at once; what follows from it is some 1e-4 looser than with the usual 1e-3."""
+
+_EVERY = 8
+"""Of the profile's points, one in so many is written to privacy.json."""
 
 
 def breakdown_of(contents: LedgerContents, delta: float | None = None, accountant: str = "auto") -> Breakdown:
@@ -54,12 +67,27 @@ def breakdown_of(contents: LedgerContents, delta: float | None = None, accountan
     )
 
 
-def worst_case_tpr(contents: LedgerContents, accountant: str, fpr: float = 0.01) -> float:
-    """The most true positives any membership attack on what a ledger records reaches at a false-positive rate of `fpr`."""
-    composed = make_accountant(accountant, neighbouring_relation=contents.neighbouring_relation)
+def profile_of(contents: LedgerContents, accountant: str) -> tuple[Accountant, Profile]:
+    """Everything that a ledger records, composed, and its privacy profile."""
+    composed = make_accountant(accountant, neighbouring_relation=contents.neighbouring_relation, rtol=_PROFILE_RTOL)
     for charge in aggregated(contents.charges):
         composed.compose(charge.event, charge.count)
-    return profile(composed, points=33).max_tpr(fpr)
+    return composed, profile(composed)
+
+
+def _attacker(contents: LedgerContents, accountant: str) -> dict[str, Any]:
+    """What an attacker gains, from the whole profile."""
+    composed, curve = profile_of(contents, accountant)
+    mu = gdp(composed, curve=curve)
+    return {
+        "worst_case_tpr_at_fpr_1_percent": curve.max_tpr(0.01),
+        "advantage": curve.advantage,
+        "gdp": {key: finite_or_text(value) for key, value in dataclasses.asdict(mu).items()},
+        "profile": [
+            {"epsilon": float(e), "delta": float(d)}
+            for e, d in zip(curve.epsilons[::_EVERY], curve.upper[::_EVERY], strict=True)
+        ],
+    }
 
 
 def caveats(public: Mapping[str, Any]) -> list[str]:
@@ -115,12 +143,16 @@ def privacy_document(
       accountant: "auto", "pld" or "rdp".
       facts: JSON-ready items for the privacy statement, see `statement.ITEMS`.
     """
-    breakdown = breakdown_of(contents, delta, accountant)
+    return document_of(breakdown_of(contents, delta, accountant), contents, facts)
+
+
+def document_of(breakdown: Breakdown, contents: LedgerContents, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same, of a breakdown that is known."""
     return {
         "schema": SCHEMA,
         "unit": contents.unit,
         **breakdown.to_dict(),
-        "worst_case_tpr_at_fpr_1_percent": worst_case_tpr(contents, breakdown.accountant),
+        **_attacker(contents, breakdown.accountant),
         "bound": "upper",
         "events": [
             {"path": charge.path, "count": charge.count, "event": to_dict(charge.event)}
@@ -158,6 +190,7 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, A
             checked = f"ε ≤ {upper(document['epsilon'])} at δ = {document['delta']:g} re-derived from the events; "
             beside = (Path(path).parent / "ledger.jsonl").exists()
             checked += "the ledger beside it agrees" if beside else "no ledger beside it to compare with"
+            checked += "; costs that depend on votes add up, `replay` derives them from the votes" if "pate" in document else ""
             checked += "; the descriptive text is the writer's word"
         if head is not None and head != found:
             raise LedgerError(f"the head is {found}, not {head}: cut short, extended or rewritten")
@@ -187,7 +220,9 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             hashes=(head,),
         )
         derived = privacy_document(contents, open_unit(document["delta"], "delta"), accountant=document["accountant"])
-        differing = [key for key in _DERIVED if not _close(document[key], derived[key])]
+        differing = [key for key in _DERIVED if not _close(document[key], derived[key], _TOLERANCE.get(key, _REDERIVED))]
+        pate = document.get("pate")
+        wrong = [] if pate is None else _differing_pate(pate, contents)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, AccountingError):
             raise
@@ -197,6 +232,8 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             f"{', '.join(differing)} can't be re-derived from the events: "
             f"{differing[0]} should be {derived[differing[0]]!r:.200}"
         )
+    if wrong:
+        raise LedgerError(f"pate: {', '.join(wrong)} can't be re-derived from the header and from what was answered")
     beside = path.parent / "ledger.jsonl"
     if beside.exists():
         ledger = read_ledger(beside)
@@ -206,10 +243,31 @@ def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list
             and len(ledger.hashes) == document["ledger"].get("lines")
             and (ledger.unit, ledger.neighbouring_relation) == (contents.unit, contents.neighbouring_relation)
             and dict(ledger.public) == contents.public
+            and (pate is None or pate["answered"] == _answered(ledger))
         )
         if not belongs:
             raise LedgerError(f"it does not agree with the ledger beside it, whose head is {ledger.head}")
     return head, charges
+
+
+def _differing_pate(figures: Mapping[str, Any], contents: LedgerContents) -> list[str]:
+    """Names of PATE's figures that don't follow from public facts and from which queries were answered."""
+    from accountants.pate.independent import differing, independent
+    from accountants.pate.record import CHECKS, PLURALITIES
+
+    answered, voting = figures["answered"], contents.public["voting"]
+    checked = len(answered) if voting["threshold"] is not None else 0
+    whole_list = bool(answered) and all(isinstance(flag, bool) for flag in answered)
+    # More may be charged than was answered: a crash in between leaves that.
+    if not whole_list or sum(answered) > contents.count(PLURALITIES) or checked > contents.count(CHECKS):
+        return ["answered"]
+    return differing(figures, independent(answered, voting, contents.public["delta"]))
+
+
+def _answered(ledger: LedgerContents) -> list[bool]:
+    from accountants.pate.record import released
+
+    return [answer.answered for answer in released(ledger)]
 
 
 def _as_document(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -223,14 +281,22 @@ def _as_document(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and "kind" not in document else None
 
 
-def _close(given: Any, derived: Any) -> bool:
+def _close(given: Any, derived: Any, tolerance: float) -> bool:
     """Equal, floats nearly so."""
     if isinstance(derived, float) and isinstance(given, int | float) and not isinstance(given, bool):
-        return math.isclose(given, derived, rel_tol=_REDERIVED, abs_tol=1e-12)
+        return math.isclose(given, derived, rel_tol=tolerance, abs_tol=1e-12)
     if isinstance(derived, dict):
-        return isinstance(given, dict) and given.keys() == derived.keys() and all(_close(given[k], derived[k]) for k in derived)
+        return (
+            isinstance(given, dict)
+            and given.keys() == derived.keys()
+            and all(_close(given[k], derived[k], tolerance) for k in derived)
+        )
     if isinstance(derived, list | tuple):
-        return isinstance(given, list) and len(given) == len(derived) and all(map(_close, given, derived))
+        return (
+            isinstance(given, list)
+            and len(given) == len(derived)
+            and all(_close(a, b, tolerance) for a, b in zip(given, derived, strict=True))
+        )
     return bool(given == derived)
 
 

@@ -140,6 +140,32 @@ def log_inverse_gamma(mean: float, shape: float) -> float:
     return high * (1 + 1e-12) + 1e-15 / (1 + shape)  # E K ≈ 1 + (1 + η)·log(1/γ)/2 where that is small
 
 
+def draw_count(mean: float, shape: float, uniform: float) -> int:
+    """K, the number of runs, by inversion. It has to stay secret.
+
+    Args:
+      mean: E K; > 0 for Poisson, otherwise ≥ 1.
+      shape: η of the truncated negative binomial distribution, > −1; infinite for Poisson.
+      uniform: drawn from [0, 1) for this purpose alone.
+    """
+    if shape == math.inf:
+        count, probability, ratio = 0, math.exp(-mean), lambda k: mean / (k + 1)
+    else:
+        x = log_inverse_gamma(mean, shape)
+        kept = -math.expm1(-x)  # 1 − γ
+        if x == 0:
+            return 1
+        # P(K = k) ∝ (1 − γ)^k ∏_{l<k} (l + η)/k! (Definition 1); with η → 0, (1 − γ)^k/k.
+        first = kept / x if shape == 0 else kept * shape / math.expm1(shape * x)
+        count, probability, ratio = 1, first, lambda k: kept * (k + shape) / (k + 1)
+    below = probability
+    while below <= uniform and probability > 1e-300:
+        probability *= ratio(count)
+        count += 1
+        below += probability
+    return count
+
+
 def _log_mean(x: float, shape: float) -> float:
     """log E K at γ = e^{−x}, x > 0."""
     if shape < 0:  # E K = |η|(e^x − 1)/(e^{|η|x} − 1), whose exponents nearly cancel for η close to −1

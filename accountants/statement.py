@@ -5,6 +5,7 @@ the accountant knows is filled from the figures; the others come from the progra
 and one that it left out is said to be missing rather than left away.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -28,14 +29,41 @@ ITEMS = {
     "randomness": "Randomness",
     "user_level": "User-level guarantee",
     "verify": "How to verify",
-    "utility": "Utility",
+    "utility": "Collection, access and utility",
 }
 
 _RELATIONS = {
-    "add_or_remove_one": "Neighbouring data sets differ in the presence of one unit: it is added or removed.",
-    "replace_one": "Neighbouring data sets have the same size; one unit is replaced by another.",
-    "zero_out": "Neighbouring data sets have the same size; one unit's contribution is replaced by zero.",
+    "add_or_remove_one": "Neighbouring data sets differ in the presence of one unit: it is added or removed. Under "
+    "`replace_one`, "
+    "which is one removal and one addition, the same mechanism has a larger ε: at most twice as large, at a δ of (1 + e^ε) "
+    "times "
+    "this one.",
+    "replace_one": "Neighbouring data sets have the same size; one unit is replaced by another, which moves a clipped sum "
+    "by up "
+    "to 2C. Under `add_or_remove_one` the same clipped sum has a smaller ε.",
+    "zero_out": "Neighbouring data sets have the same size; one unit's contribution is replaced by zero, which moves a "
+    "clipped sum "
+    "by up to C.",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One item: its place among `ITEMS` (from 1), its title, and what is stated, a paragraph each; perhaps nothing."""
+
+    number: int
+    title: str
+    paragraphs: tuple[str, ...]
+
+
+def items(document: Mapping[str, Any]) -> list[Item]:
+    """All items of the statement, in order; inline code stands in backticks.
+
+    Args:
+      document: as `report.privacy_document` makes it.
+    """
+    facts = {**document["facts"], **_from_figures(document)}
+    return [Item(number, title, tuple(_as_list(facts.get(key)))) for number, (key, title) in enumerate(ITEMS.items(), start=1)]
 
 
 def statement(document: Mapping[str, Any]) -> str:
@@ -44,24 +72,23 @@ def statement(document: Mapping[str, Any]) -> str:
     Args:
       document: as `report.privacy_document` makes it.
     """
-    facts = {**document["facts"], **_from_figures(document)}
     lines = ["# Privacy statement", ""]
-    for text in (*caveats(document["ledger"]["public"]), _headline(document)):
+    for text in (*caveats(document["ledger"]["public"]), headline(document)):
         lines += [f"**{text}**", ""]
-    missing = []
-    for number, (key, title) in enumerate(ITEMS.items(), start=1):
-        items = _as_list(facts.get(key))
-        if items:
-            lines += [f"## {number}. {title}", "", *(items if len(items) == 1 else [f"- {item}" for item in items]), ""]
-        else:
-            missing.append(f"- {number}. {title}")
+    stated = items(document)
+    for item in stated:
+        said = item.paragraphs
+        if said:
+            lines += [f"## {item.number}. {item.title}", "", *(said if len(said) == 1 else [f"- {text}" for text in said]), ""]
+    missing = [f"- {item.number}. {item.title}" for item in stated if not item.paragraphs]
     if missing:
         lines += ["## Not stated by the program that made this", "", *missing, ""]
     lines += ["## Spend by component", "", *_component_rows(document), ""]
     return "\n".join(lines)
 
 
-def _headline(document: Mapping[str, Any]) -> str:
+def headline(document: Mapping[str, Any]) -> str:
+    """The guarantee in one sentence."""
     if document["epsilon"] == "inf":
         return "No privacy guarantee: something was released without noise (ε is infinite)."
     if caveats(document["ledger"]["public"]):
@@ -80,14 +107,28 @@ def _from_figures(document: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "accounting": _accounting(document),
         "guarantee": _guarantee(document),
-        "verify": [
-            "`python -m accountants verify privacy.json` re-derives the figures of the guarantee from the recorded events "
-            "(`pip install ./accountants` in the project's sources; neither the data nor JAX is needed). The rest of this "
-            "text is the word of the program that wrote it.",
-            f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
-            *_as_list(document["facts"].get("verify")),
-        ],
+        "verify": [*_how_to_verify(document), *_as_list(document["facts"].get("verify"))],
     }
+
+
+def _how_to_verify(document: Mapping[str, Any]) -> list[str]:
+    public = document["ledger"]["public"]
+    if public.get("record") == "history":
+        return [
+            "What was released is another library's record, which nothing guards against edits. `python -m accountants report` "
+            "derives the figures from it again."
+        ]
+    if public.get("merged"):
+        return [
+            "`python -m accountants merge` derives the figures from the ledgers again. `python -m accountants verify LEDGER "
+            f"--head HASH` checks each: {', '.join(each['name'] + ' ' + each['head'] for each in public['merged'])}."
+        ]
+    return [
+        "`python -m accountants verify privacy.json` re-derives the figures of the guarantee from the recorded events "
+        "(`pip install ./accountants` in the project's sources; neither the data nor JAX is needed). The rest of this "
+        "text is the word of the program that wrote it.",
+        f"`python -m accountants verify ledger.jsonl --head {document['ledger']['head']}` checks the record itself.",
+    ]
 
 
 def _accounting(document: Mapping[str, Any]) -> str:
@@ -118,6 +159,13 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
         verdict = "well below 1, as it should be" if delta * size <= 0.1 else "TOO LARGE, whole examples could be published"
         lines.append(f"δ × n = {upper(delta * size, 2)} for the declared n = {size:,}: {verdict}.")
     tpr = upper(100 * document["worst_case_tpr_at_fpr_1_percent"], 3)
+    mu = document["gdp"]["mu"]
+    if mu != "inf":
+        lines.append(
+            f"Gaussian DP: μ ≤ {upper(mu)} for δ down to {document['gdp']['floor']:g}; the whole profile: "
+            + ", ".join(f"δ({point['epsilon']:.3g}) ≤ {upper(point['delta'], 2)}" for point in document["profile"][::3])
+            + "."
+        )
     return [
         *lines,
         f"In words: whatever is released would have been about as likely without any one {unit}: at most e^ε = "

@@ -1,6 +1,8 @@
 """The plan of a run, for people."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.presets import preset
@@ -37,6 +39,7 @@ def plan_text(settings: Settings, job: "Job") -> str:
         rows.append(("augmented", f"{settings.augmentations} copies of an image, averaged before clipping"))
     if plan.private:
         rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
+        rule += " or the policy's" if settings.policy is not None else ""
         basis = "given" if settings.epsilon is None else "calibrated to the target"
         rows += [
             ("clipping", _CLIPPING[plan.clipping].format(f"{plan.clip_norm:g}")),
@@ -46,6 +49,8 @@ def plan_text(settings: Settings, job: "Job") -> str:
         ]
     else:
         rows.append(("guarantee", "NONE: --private=false trains without clipping and noise"))
+    if job.permit is not None:
+        rows.append(("budget", job.permit.outlook()))
     if settings.epsilon_ceiling is not None:
         rows.append(("ceiling", f"stops before the update that would bring ε above {settings.epsilon_ceiling:g}"))
     size_text = "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB by XLA's count, data included"
@@ -118,7 +123,7 @@ def _preset_settings(settings: Settings) -> Settings:
     default = preset(settings.dataset)
     known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(Settings)}
     values = {name: getattr(default, name) for name in known}
-    values |= {"clipping": "flat", "augmentations": 0, "unit": None, "examples_per_unit": None}
+    values |= {"clipping": "flat", "augmentations": 0, "unit": None, "examples_per_unit": None, "cohort": None}
     return dataclasses.replace(settings, **values)
 
 
@@ -133,6 +138,17 @@ def warnings(settings: Settings, plan: "DpSgdPlan") -> list[str]:
     if settings.reproducible_noise:
         result.append("--reproducible_noise voids the guarantee for anyone who knows the seed; never publish this model")
     return result
+
+
+def write_plan(path: Path, job: "Job") -> None:
+    """Writes what the run is going to charge, and at which δ, for programs."""
+    from accountants.event_json import to_dict
+    from marauder_dp.files import write_atomically
+
+    plan = job.sgd.plan
+    charge = {"path": plan.path, "event": to_dict(plan.event), "count": plan.steps}
+    terms = {"delta": plan.delta, "unit": plan.unit, "neighbouring_relation": str(plan.neighbouring_relation)}
+    write_atomically(path, json.dumps({"charges": [charge], **terms}).encode())
 
 
 def _duration(seconds: float) -> str:

@@ -60,6 +60,11 @@ AUGMENTATIONS = flags.DEFINE_integer(
 )
 UNIT = flags.DEFINE_string("unit", None, "A .npy file of whose each training example is: protects all of one id together.")
 EXAMPLES_PER_UNIT = flags.DEFINE_integer("examples_per_unit", None, "With --unit: the most examples of one id that are used.")
+POLICY = flags.DEFINE_string("policy", None, "policy.toml of the data, its budget beside it; default: the one beside the data.")
+COHORT = flags.DEFINE_string("cohort", None, "Whose data, of the policy's cohorts; all: everybody's.")
+PURPOSE = flags.DEFINE_string("purpose", None, "What for, of the policy's purposes.")
+SELECTION = flags.DEFINE_string("selection", "", "Set by experiments.sweep: the reservation that has paid for this trial.")
+PLAN_FILE = flags.DEFINE_string("plan_file", None, "Also write what the run is going to charge to this file, as JSON.")
 MEMORY_LIMIT = flags.DEFINE_string("memory_limit", None, "Such as 2GiB; default: four fifths of the device's memory.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
@@ -73,6 +78,7 @@ def settings_from_flags() -> Settings:
       PlanError: flags contradict each other.
     """
     from marauder_dp.errors import PlanError
+    from marauder_dp.policy import Permit, find_policy
 
     default = preset(DATASET.value)
     pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
@@ -95,6 +101,12 @@ def settings_from_flags() -> Settings:
         raise PlanError("give --steps or --epochs, not both")
     if (UNIT.value is None) != (EXAMPLES_PER_UNIT.value is None):
         raise PlanError("--unit (a file of ids) and --examples_per_unit (the most examples of one id) go together")
+    policy = find_policy(POLICY.value, DATA_DIR.value, DATASET.value)
+    if policy is None and (COHORT.value or PURPOSE.value):
+        raise PlanError("--cohort and --purpose are those of a policy, and there is none beside the data; give --policy")
+    delta = DELTA.value
+    if policy is not None and delta is None:
+        delta = Permit.of(policy, release="model", cohort=COHORT.value, purpose=PURPOSE.value).delta
     calibrated = PRIVATE.value and NOISE_MULTIPLIER.value is None
     optimizer = pick(OPTIMIZER, default.optimizer)
     return Settings(
@@ -104,7 +116,7 @@ def settings_from_flags() -> Settings:
         epsilon=pick(EPSILON, default.epsilon) if calibrated else None,
         noise_multiplier=NOISE_MULTIPLIER.value,
         epsilon_ceiling=EPSILON_CEILING.value,
-        delta=DELTA.value,
+        delta=delta,
         neighbouring_relation=RELATION.value,
         clipping=CLIPPING.value,
         clip_norm=pick(CLIP_NORM, default.clip_norm),
@@ -120,6 +132,9 @@ def settings_from_flags() -> Settings:
         examples_per_unit=EXAMPLES_PER_UNIT.value,
         seed=SEED.value,
         reproducible_noise=REPRODUCIBLE_NOISE.value,
+        policy=None if policy is None else str(policy.absolute()),
+        cohort=COHORT.value,
+        purpose=PURPOSE.value,
     )
 
 
@@ -172,12 +187,17 @@ def prepare(settings: Settings) -> "Job":
     from marauder_dp.memory import memory_limit
     from marauder_dp.models import cross_entropy, make_model
     from marauder_dp.optimizers import make_optimizer
+    from marauder_dp.policy import Permit
     from marauder_dp.secrets import fresh_keys
     from marauder_dp.session import Job
     from marauder_dp.training import compile_program
     from marauder_dp.units import group_by_unit, loss_of_unit, read_ids
 
-    dataset = load_dataset(settings.dataset, DATA_DIR.value)
+    dataset, permit, rows = load_dataset(settings.dataset, DATA_DIR.value), None, None
+    if settings.policy is not None:
+        where = {"cohort": settings.cohort, "purpose": settings.purpose, "within": SELECTION.value}
+        permit = Permit.of(Path(settings.policy), release="model", **where)
+        dataset, rows = permit.select(dataset)
     shape = dataset.train_x.shape[1:]
     model = make_model(settings.model, shape, dataset.num_classes)
     params = preflight.initialise(model, shape, settings.seed)
@@ -189,9 +209,14 @@ def prepare(settings: Settings) -> "Job":
             raise PlanError(f"--augmentations shifts images, but an example of {settings.dataset} has the shape {shape}")
         loss = augmentation.loss_of_augmented(loss, augmentation.usual(shape), settings.augmentations)
     if settings.unit is not None:
-        data = group_by_unit(data, read_ids(settings.unit), limit=settings.examples_per_unit or 0)
+        ids = read_ids(settings.unit)
+        if permit is not None:
+            ids = permit.units(ids, rows)
+        data = group_by_unit(data, ids, limit=settings.examples_per_unit or 0)
         loss = loss_of_unit(loss, keyed=settings.augmentations > 0)
     plan = make_plan(settings, len(jax.tree.leaves(data)[0]))
+    if permit is not None:
+        permit.check_terms(plan.neighbouring_relation, plan.unit)
     schedule = (settings.learning_rate, settings.learning_rate_schedule, plan.steps)
     sgd = DpSgd(
         plan,
@@ -214,6 +239,7 @@ def prepare(settings: Settings) -> "Job":
         # The target is the ceiling too, should planning ever be wrong.
         epsilon_ceiling=next((e for e in (settings.epsilon, settings.epsilon_ceiling) if e is not None), math.inf),
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
+        permit=permit,
     )
 
 
@@ -239,6 +265,8 @@ def _main(stop: launch.StopSignals) -> int:
     print(describe.plan_text(settings, job))
     for warning in describe.warnings(settings, job.sgd.plan):
         print(f"WARNING: {warning}")
+    if PLAN_FILE.value is not None:
+        describe.write_plan(Path(PLAN_FILE.value), job)
     if DRY_RUN.value:
         return launch.DONE
     print(flush=True)
@@ -271,8 +299,13 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
         f"test accuracy  {result.test_accuracy:.2%} on {len(job.dataset.test_y):,} held-out examples, "
         f"after {result.steps:,} updates"
     )
+    page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
     print(f"ledger head    {result.head}")
-    print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
+    if result.budget_head:
+        print(f"budget head    {result.budget_head}")
+    print(
+        f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
+    )
     print(f"check it       {python} -m accountants verify {folder}/privacy.json")
 
 

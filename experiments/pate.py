@@ -183,8 +183,11 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
         print("student        none: no query was answered; lower --threshold or raise --epsilon")
     else:
         print(f"test accuracy  {result.test_accuracy:.2%} of the student, on {len(job.public.test_y):,} held-out examples")
+    page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
     print(f"ledger head    {result.head}")
-    print(f"files          {folder}/: privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/")
+    print(
+        f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
+    )
     print(f"check it       {python} -m accountants verify {folder}/privacy.json")
     print(f"               {python} -m accountants replay {folder}")
 

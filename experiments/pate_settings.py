@@ -84,7 +84,7 @@ _MNIST = PatePreset(
     delta=1e-5,
     student_model="relu_cnn",
     student_steps=3000,
-    expected="",
+    expected="about 98.3 % test accuracy at epsilon 3.2",
 )
 PRESETS = {
     "digits": PatePreset(
@@ -114,10 +114,10 @@ PRESETS = {
         student_unlabelled=0,
         student_learning_rate=3e-2,
         student_penalty=4e-3,
-        expected="",
+        expected="about 83.9 % test accuracy at epsilon 1.9",
     ),
     "mnist": _MNIST,
-    "fashion_mnist": dataclasses.replace(_MNIST, expected=""),
+    "fashion_mnist": dataclasses.replace(_MNIST, expected="no experience with this data set yet"),
 }
 
 OTHER = PatePreset(

@@ -29,3 +29,6 @@ class Settings:
     augmentations: int = 0
     unit: str | None = None
     examples_per_unit: int | None = None
+    policy: str | None = None
+    cohort: str | None = None
+    purpose: str | None = None

@@ -21,11 +21,13 @@ class Restored:
     Attributes:
       state: as it was saved, of the type of what it was compared with.
       ledger_head: of the ledger when it was saved.
+      budget_head: of the data set's budget then; "" if it has none.
       damaged: steps of newer checkpoints that could not be read, and were removed.
     """
 
     state: Any
     ledger_head: str
+    budget_head: str = ""
     damaged: tuple[int, ...] = ()
 
 
@@ -40,7 +42,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder, options=options)
 
-    def save(self, state: Any, ledger_head: str) -> None:
+    def save(self, state: Any, ledger_head: str, budget_head: str = "") -> None:
         """Saves `state`, a named tuple with a `step`, unless that step is saved already; on disk when it returns.
 
         Raises:
@@ -50,11 +52,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         args = self._ocp.args
+        heads = {"head": ledger_head, "budget": budget_head}
         try:
-            self._manager.save(
-                step,
-                args=args.Composite(state=args.StandardSave(state._asdict()), ledger=args.JsonSave({"head": ledger_head})),
-            )
+            self._manager.save(step, args=args.Composite(state=args.StandardSave(state._asdict()), ledger=args.JsonSave(heads)))
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise MarauderError(f"can't write a checkpoint to {self._folder}: {error}") from error
@@ -81,7 +81,8 @@ class Checkpoints:
                 continue
             for other in damaged:
                 self._manager.delete(other)
-            return Restored(type(like)(**saved["state"]), str(saved["ledger"]["head"]), tuple(damaged))
+            heads = saved["ledger"]
+            return Restored(type(like)(**saved["state"]), str(heads["head"]), str(heads.get("budget", "")), tuple(damaged))
         if damaged:
             raise IntegrityError(f"no checkpoint in {self._folder} can be read (steps {damaged}): {reason:.200}")
         return None

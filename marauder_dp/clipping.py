@@ -39,6 +39,7 @@ from marauder_dp.cuts.explain import explain as explained
 from marauder_dp.cuts.factors import Size, combined, wide_type
 from marauder_dp.cuts.walker import UncuttableError, equations
 from marauder_dp.errors import ModelError, PlanError
+from marauder_dp.trainable import Filter, join, path_name, split
 
 PyTree = Any
 LossFn = Callable[[PyTree, PyTree], jax.Array]
@@ -73,6 +74,7 @@ class ClippedGradFn:
     clip_norms: tuple[tuple[str, float], ...]
     rule: str
     method: str
+    trainable: Filter | None = None
 
     @property
     def clip_norm(self) -> float:
@@ -83,7 +85,7 @@ class ClippedGradFn:
         """Clips and sums.
 
         Args:
-          params: pytree of floating-point arrays.
+          params: pytree of arrays, of floating-point numbers where they are trained.
           batch: pytree of arrays (batch, ...), one row an example.
           mask: (batch,) bool, True for real examples; default all True.
 
@@ -91,6 +93,9 @@ class ClippedGradFn:
           ModelError: parameters aren't floating-point, the loss isn't a scalar, the mask's length is wrong, or no clip norm is
             given for a parameter.
         """
+        if self.trainable is not None:
+            trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
+            return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
         size = _check(self.loss_fn, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
@@ -104,7 +109,12 @@ class ClippedGradFn:
 
 
 def clipped_grad(
-    loss_fn: LossFn, *, clip_norm: float | Mapping[str, float], rule: str = "clip", method: str = "auto"
+    loss_fn: LossFn,
+    *,
+    clip_norm: float | Mapping[str, float],
+    rule: str = "clip",
+    method: str = "auto",
+    trainable: Filter | None = None,
 ) -> ClippedGradFn:
     """Turns the loss of one example into the sum of clipped per-example gradients of a batch.
 
@@ -118,6 +128,8 @@ def clipped_grad(
         (`explain` says how), at about the price of plain training. "vmap": they are written out, batch × parameters × 4
         bytes. "none": no clipping at all, for the non-private baseline (`norms` are NaN, the sensitivity infinite).
         "auto": the best that is private, "cuts".
+      trainable: path of a parameter → whether it is trained; default: all are. The others (a backbone under LoRA, say) cost
+        nothing, may be of any type, and `sum` has None in their place, so neither noise nor an optimizer sees them.
 
     Raises:
       PlanError: a clip norm, rule or method that does not exist.
@@ -136,7 +148,7 @@ def clipped_grad(
     if method not in ("auto", *_METHODS):
         raise PlanError(f"clipping method must be one of auto, {', '.join(_METHODS)}; got {method!r}")
     norms = {path.strip("/"): float(norm) for path, norm in norms.items()}
-    return ClippedGradFn(loss_fn, tuple(norms.items()), rule, "cuts" if method == "auto" else method)
+    return ClippedGradFn(loss_fn, tuple(norms.items()), rule, "cuts" if method == "auto" else method, trainable)
 
 
 def per_layer(params: PyTree, clip_norm: float) -> dict[str, float]:
@@ -148,18 +160,27 @@ def per_layer(params: PyTree, clip_norm: float) -> dict[str, float]:
     return {layer: clip_norm / math.sqrt(len(layers)) for layer in sorted(layers)}
 
 
-def explain(loss_fn: LossFn, params: PyTree, batch: PyTree) -> Explanation:
+def explain(loss_fn: LossFn, params: PyTree, batch: PyTree, *, trainable: Filter | None = None) -> Explanation:
     """How `clipped_grad` treats each parameter for a batch of this shape: print it. Nothing is computed.
 
     Args:
       loss_fn: (params, example) → scalar.
       params, batch: as for a `ClippedGradFn`; shapes (`jax.ShapeDtypeStruct`) do as well.
+      trainable: as for `clipped_grad`.
 
     Raises:
       ModelError: as a `ClippedGradFn`.
     """
+    if trainable is not None:
+        params, loss_fn = _restricted(loss_fn, params, trainable)
     _check(loss_fn, params, batch, None)
     return explained(loss_fn, params, batch, [name or "the parameter" for name in _names(params)])
+
+
+def _restricted(loss_fn: LossFn, params: PyTree, trainable: Filter) -> tuple[PyTree, LossFn]:
+    """The trained parameters, and the loss as a function of them."""
+    trained, frozen = split(params, trainable)
+    return trained, lambda trained, example: loss_fn(join(trained, frozen), example)
 
 
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
@@ -311,8 +332,3 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
             "(jax.debug.print, io_callback, pure_callback and the like)"
         )
     return int(size)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as 'a/b/kernel'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from marauder_dp import adaptive
-from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_grad, explain, path_name, per_layer
+from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_grad, explain, per_layer
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
 from marauder_dp.sampling import micro_batch_ids, take
+from marauder_dp.trainable import Filter, join, path_name, split
 
 PyTree = Any
 
@@ -55,12 +56,19 @@ class PrivateMetrics(NamedTuple):
       loss: sum of their losses.
       clipped: how many had a gradient norm above the clip norm C.
       non_finite: how many had a NaN or infinite gradient (and contributed nothing).
+      signal_to_noise: sum over updates of the clipped sum's norm over the noise's expected norm, σ√d; 0 without noise.
     """
 
     examples: jax.Array
     loss: jax.Array
     clipped: jax.Array
     non_finite: jax.Array
+    signal_to_noise: jax.Array
+
+    @classmethod
+    def zero(cls) -> "PrivateMetrics":
+        """Of no updates."""
+        return cls(*[jnp.zeros(()) for _ in cls._fields])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,7 @@ class DpSgd:
       micro_batch: examples processed at a time. Has no influence on the result beyond rounding, nor on privacy.
       keyed: whether the loss draws random numbers (augmentation, dropout): it is then (params, (example, key)) → scalar, with a
         typed PRNG key that is new in every step for every example.
+      trainable: path of a parameter → whether it is trained; default: all are. The others stay as they are, bit for bit.
     """
 
     plan: DpSgdPlan
@@ -81,6 +90,7 @@ class DpSgd:
     optimizer: optax.GradientTransformation
     micro_batch: int
     keyed: bool = False
+    trainable: Filter | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.micro_batch, int) or self.micro_batch < 1:
@@ -89,13 +99,13 @@ class DpSgd:
     def init(self, params: PyTree) -> TrainState:
         """The state before the first update. `params` must not depend on private data."""
         clip_norm = jnp.asarray(self.plan.clip_norm, jnp.float32)
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), clip_norm)
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(split(params, self.trainable)[0]), clip_norm)
 
     def explain(self, params: PyTree, data: PyTree) -> Explanation:
         """How clipping treats each parameter in one micro-batch; nothing is computed. Arguments may be shapes."""
         slots = jax.ShapeDtypeStruct((self.micro_batch,), jnp.int32)
         batch = jax.eval_shape(lambda data, ids: self._examples(data, ids, jnp.zeros(2, jnp.uint32)), data, slots)
-        return explain(self._loss, params, batch)
+        return explain(self._loss, params, batch, trainable=self.trainable)
 
     def train_steps(self) -> jax.stages.Wrapped:
         """A jitted f(state, keys, data, n) that performs n updates.
@@ -116,8 +126,7 @@ class DpSgd:
                 state, more = self._update(state, keys, data)
                 return state, jax.tree.map(jnp.add, metrics, more)
 
-            zero = PrivateMetrics(*[jnp.zeros(())] * 4)
-            return jax.lax.fori_loop(0, n, body, (state, zero))
+            return jax.lax.fori_loop(0, n, body, (state, PrivateMetrics.zero()))
 
         return jax.jit(run, donate_argnums=0)
 
@@ -133,9 +142,12 @@ class DpSgd:
         if plan.adaptive:
             scale *= state.clip_norm
             clip_norm = adaptive.next_clip_norm(clip_norm, count, _other_key(keys.noise, state.step), plan.batch_size)
+        if plan.private:
+            metrics = metrics._replace(signal_to_noise=_signal_to_noise(clipped_sum, plan.noise_stddev))
         mean = jax.tree.map(lambda g: g * scale, noisy)
-        updates, opt_state = self.optimizer.update(mean, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = split(state.params, self.trainable)
+        updates, opt_state = self.optimizer.update(mean, state.opt_state, trained)
+        params = join(optax.apply_updates(trained, updates), frozen)
         return TrainState(state.step + 1, params, opt_state, clip_norm), metrics
 
     def _clipped_sum(
@@ -164,8 +176,8 @@ class DpSgd:
             seen = _metrics(part, used, state.clip_norm)
             return index + 1, jax.tree.map(jnp.add, total, part.sum), count, jax.tree.map(jnp.add, metrics, seen)
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), params)
-        start = (jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), PrivateMetrics(*[jnp.zeros(())] * 4))
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_type(p)), split(params, self.trainable)[0])
+        start = (jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), PrivateMetrics.zero())
         _, total, count, metrics = jax.lax.while_loop(more, add, start)
         return total, count, metrics
 
@@ -173,12 +185,14 @@ class DpSgd:
         """The clipping that the plan asks for, of the loss over `unit`."""
         plan = self.plan
         if not plan.private:
-            return clipped_grad(self._loss, clip_norm=math.inf, method="none")
+            return clipped_grad(self._loss, clip_norm=math.inf, method="none", trainable=self.trainable)
         if plan.adaptive:
-            return clipped_grad(lambda params, x: self._loss(params, x).astype(jnp.float32) / unit, clip_norm=1.0)
-        norms = per_layer(params, plan.clip_norm) if plan.clipping == "per_layer" else plan.clip_norm
+            scaled = lambda params, x: self._loss(params, x).astype(jnp.float32) / unit  # noqa: E731
+            return clipped_grad(scaled, clip_norm=1.0, trainable=self.trainable)
+        trained = split(params, self.trainable)[0]
+        norms = per_layer(trained, plan.clip_norm) if plan.clipping == "per_layer" else plan.clip_norm
         rule = plan.clipping if plan.clipping in ("auto_s", "auto_v") else "clip"
-        return clipped_grad(self._loss, clip_norm=norms, rule=rule)
+        return clipped_grad(self._loss, clip_norm=norms, rule=rule, trainable=self.trainable)
 
     def _examples(self, data: PyTree, ids: jax.Array, seed: jax.Array) -> PyTree:
         """Rows `ids`, and if the loss draws random numbers a key for each: of this step and its id alone."""
@@ -223,4 +237,11 @@ def _metrics(part: ClippedGrad, used: jax.Array, clip_norm: jax.Array) -> Privat
         loss=jnp.sum(jnp.where(used & jnp.isfinite(part.losses), part.losses, 0)),
         clipped=count(used & finite & (part.norms > clip_norm)),
         non_finite=count(used & ~finite),
+        signal_to_noise=jnp.zeros(()),
     )
+
+
+def _signal_to_noise(clipped_sum: PyTree, noise_stddev: float) -> jax.Array:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(clipped_sum)]
+    size = sum(leaf.size for leaf in leaves)
+    return jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in leaves)) / (noise_stddev * math.sqrt(size))

@@ -1,6 +1,7 @@
 """What the privacy statement of a DP-SGD run says beyond its figures, item by item (see `accountants.statement`)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,9 +34,10 @@ def dpsgd_facts(
         ],
         "covered": _covered(plan),
         "not_covered": [
-            "Choosing hyper-parameters, or the best of several runs, by results on this data.",
+            "Choosing hyper-parameters, when to stop, or the best of several runs or checkpoints, by results on this data.",
             "The loss, the clipped fraction and other values marked private in metrics.jsonl and on the progress line.",
             "The test examples: accuracy on them is exact and says something about them.",
+            "Whatever the machine itself logs, crash dumps and timings included.",
             "Earlier or later releases from the same data by anyone, and what people decided after looking at it.",
         ],
         "mechanism": (
@@ -62,7 +64,11 @@ def dpsgd_facts(
             if plan.unit == "example"
             else f"The guarantee is for one {plan.unit}, as a whole; whether that is a person is up to the ids given."
         ),
-        "utility": f"Accuracy {test_accuracy:.2%} on {len(dataset.test_y):,} held-out test examples. Not measured by subgroup.",
+        "verify": "The commit of the code and the versions of what it uses are in config.json. No privacy audit was made.",
+        "utility": [
+            f"Accuracy {test_accuracy:.2%} on {len(dataset.test_y):,} held-out test examples. Not measured by subgroup.",
+            "How the data was collected, and who has access to it and to this run's folder, is for its owner to state.",
+        ],
     }
     if not plan.private:
         facts |= {
@@ -117,12 +123,15 @@ def _clipping(plan: DpSgdPlan) -> str:
     }[plan.clipping]
 
 
-def public_header(plan: DpSgdPlan, *, reproducible_noise: bool) -> Mapping[str, Any]:
+def public_header(plan: DpSgdPlan, *, reproducible_noise: bool, epsilon_ceiling: float = math.inf) -> Mapping[str, Any]:
     """What the ledger's header declares public."""
     plan_fields = dataclasses.asdict(plan) | {"neighbouring_relation": str(plan.neighbouring_relation)}
-    return {
+    header = {
         "delta": plan.delta,
         "num_examples": plan.num_examples,
-        "plan": {k: v for k, v in plan_fields.items() if v != float("inf")},
+        "plan": {k: v for k, v in plan_fields.items() if v != math.inf},
         "reproducible_noise": reproducible_noise,
     }
+    if math.isfinite(epsilon_ceiling):
+        header["ceiling"] = {"epsilon": epsilon_ceiling, "delta": plan.delta}
+    return header

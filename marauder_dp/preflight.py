@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from marauder_dp.clipping import LossFn, clipped_grad, path_name
+from marauder_dp.clipping import LossFn, clipped_grad
 from marauder_dp.errors import ModelError
+from marauder_dp.trainable import path_name
 
 PyTree = Any
 

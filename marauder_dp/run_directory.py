@@ -55,6 +55,10 @@ class RunDirectory:
         return self.path / "privacy.md"
 
     @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -5,6 +5,7 @@ to the compiled program they were drawn for, because the same noise in another c
 training goes on from the last checkpoint, and charges before it runs.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -25,12 +26,15 @@ from accountants.statement import statement
 from marauder_dp import secrets
 from marauder_dp.checkpoints import Checkpoints, check_belongs
 from marauder_dp.datasets import Dataset
+from marauder_dp.datasets.base import digest_of_arrays
 from marauder_dp.dpsgd import DpSgd, Keys, TrainState
 from marauder_dp.errors import IntegrityError, PlanError
 from marauder_dp.facts import dpsgd_facts, public_header
 from marauder_dp.models import accuracy
 from marauder_dp.plan import GRADIENTS, DpSgdPlan
+from marauder_dp.policy import Permit, RunAccount
 from marauder_dp.progress import ProgressLine
+from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.training import ChunkReport, Outcome, Program, train
 
@@ -53,6 +57,7 @@ class Job:
       initial: state before the first update.
       epsilon_ceiling: infinite where there is none.
       reproducible_seed: derive the keys from it (voids the guarantee); None for secret keys.
+      permit: of the policy that the data are under; None where they are under none.
     """
 
     settings: Mapping[str, Any]
@@ -64,14 +69,11 @@ class Job:
     initial: TrainState
     epsilon_ceiling: float
     reproducible_seed: int | None = None
+    permit: Permit | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the training data. Private (it confirms a guess of the whole data): keep it out of reports."""
-        digest = hashlib.sha256()
-        for array in map(np.asarray, jax.tree.leaves(self.data)):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return digest_of_arrays(*map(np.asarray, jax.tree.leaves(self.data)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Result:
       test_accuracy: on the held-out examples.
       breakdown: of the ledger.
       head: of the ledger.
+      budget_head: of the data set's budget; "" where it has none.
     """
 
     outcome: Outcome
@@ -91,6 +94,7 @@ class Result:
     test_accuracy: float | None = None
     breakdown: Breakdown | None = None
     head: str | None = None
+    budget_head: str = ""
 
 
 def run(
@@ -109,27 +113,41 @@ def run(
     """
     plan = job.sgd.plan
     check_same_settings(directory, job.settings)  # for a message in terms of flags; the keys' binding is what counts
-    public = public_header(plan, reproducible_noise=job.reproducible_seed is not None)
-    with Ledger(directory.ledger, neighbouring_relation=plan.neighbouring_relation, unit=plan.unit, public=public) as ledger:
+    public = dict(
+        public_header(plan, reproducible_noise=job.reproducible_seed is not None, epsilon_ceiling=job.epsilon_ceiling)
+    )
+    with contextlib.ExitStack() as stack:
+        account = None
+        if job.permit is not None:
+            account = stack.enter_context(job.permit.open(directory.ledger, str(directory.path)))
+            public |= account.public
+        opened = Ledger(directory.ledger, neighbouring_relation=plan.neighbouring_relation, unit=plan.unit, public=public)
+        ledger = stack.enter_context(opened)
         if ledger.recovered:
             say(f"recovered the ledger: dropped a torn last line of {len(ledger.recovered)} bytes, left by a crash")
         paid = _paid(ledger.contents, plan)
         keys = _keys(job, directory, paid)
         directory.write_settings(job.settings)
         directory.drop_torn_metrics()
-        budget = Budget(ledger, delta=plan.delta, epsilon_ceiling=job.epsilon_ceiling)
+        if account is not None:
+            account.begin([(plan.path, plan.event, plan.steps)], {plan.path: paid})
+        budget = Budget(ledger, delta=plan.delta, epsilon_ceiling=job.epsilon_ceiling, account=account)
         with Checkpoints(directory.checkpoints) as checkpoints:
             state = job.initial
             restored = checkpoints.restore(state)
             if restored is None:
-                checkpoints.save(state, ledger.head)  # also proves that checkpoints can be written, before any charge
+                checkpoints.save(
+                    state, *_heads(ledger, account)
+                )  # also proves that checkpoints can be written, before any charge
             else:
                 check_belongs(restored, ledger.contents, paid)
+                if account is not None:
+                    account.check_head(restored.budget_head)
                 state = restored.state
                 if restored.damaged:
                     say(f"checkpoints of steps {list(restored.damaged)} could not be read and were removed")
                 say(f"resuming after update {int(state.step):,} of {plan.steps:,}")
-            after_chunk = _Recorder(job, directory, ledger, checkpoints, checkpoint_seconds)
+            after_chunk = _Recorder(job, directory, lambda: _heads(ledger, account), checkpoints, checkpoint_seconds)
             try:
                 state, outcome = train(
                     job.sgd,
@@ -145,10 +163,14 @@ def run(
                 )
             finally:
                 after_chunk.progress.finish()
-            checkpoints.save(state, ledger.head)
+            checkpoints.save(state, *_heads(ledger, account))
         if outcome is Outcome.INTERRUPTED:
             return Result(outcome, int(state.step))
-        return _conclude(job, state, outcome, directory, ledger)
+        if account is not None:
+            account.commit()
+        result = _conclude(job, state, outcome, directory, ledger, account)
+    write_page(directory, say)
+    return result
 
 
 def check_same_settings(directory: RunDirectory, settings: Mapping[str, Any]) -> None:
@@ -173,11 +195,18 @@ class _Recorder:
     took depends on private data and must not show in what is kept.
     """
 
-    def __init__(self, job: Job, directory: RunDirectory, ledger: Ledger, checkpoints: Checkpoints, checkpoint_seconds: float):
+    def __init__(
+        self,
+        job: Job,
+        directory: RunDirectory,
+        heads: Callable[[], tuple[str, str]],
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ):
         plan = job.sgd.plan
         target = plan.epsilon() if math.isinf(job.epsilon_ceiling) else job.epsilon_ceiling
         self.progress = ProgressLine(plan, target)
-        self._job, self._directory, self._ledger, self._checkpoints = job, directory, ledger, checkpoints
+        self._job, self._directory, self._heads, self._checkpoints = job, directory, heads, checkpoints
         self._evaluate_every = max(1, plan.steps // _EVALUATIONS)
         self._save_every = max(1, round(checkpoint_seconds / job.program.update_seconds))
 
@@ -191,6 +220,9 @@ class _Recorder:
         drawn = max(float(chunk.metrics.examples), 1.0)
         for name in ("loss", "clipped", "non_finite"):
             log(step, "train", name, float(getattr(chunk.metrics, name)) / drawn, private=True)
+        if self._job.sgd.plan.private:
+            ratio = float(chunk.metrics.signal_to_noise) / max(chunk.updates, 1)
+            log(step, "train", "signal_to_noise", ratio, private=True)
         log(step, "train", "epsilon", finite_or_text(chunk.epsilon), private=False)
         if self._job.sgd.plan.adaptive:  # paid for as a component of its own
             log(step, "train", "clip_norm", float(state.clip_norm), private=False)
@@ -198,10 +230,16 @@ class _Recorder:
             data = self._job.dataset
             log(step, "test", "accuracy", accuracy(self._job.model, state.params, data.test_x, data.test_y), private=False)
         if step % self._save_every == 0:
-            self._checkpoints.save(state, self._ledger.head)
+            self._checkpoints.save(state, *self._heads())
 
 
-def _conclude(job: Job, state: TrainState, outcome: Outcome, directory: RunDirectory, ledger: Ledger) -> Result:
+def _heads(ledger: Ledger, account: RunAccount | None) -> tuple[str, str]:
+    return ledger.head, account.head if account is not None else ""
+
+
+def _conclude(
+    job: Job, state: TrainState, outcome: Outcome, directory: RunDirectory, ledger: Ledger, account: RunAccount | None
+) -> Result:
     """Evaluates on held-out examples and writes the report."""
     plan, steps = job.sgd.plan, int(state.step)
     test_accuracy = accuracy(job.model, state.params, job.dataset.test_x, job.dataset.test_y)
@@ -214,10 +252,12 @@ def _conclude(job: Job, state: TrainState, outcome: Outcome, directory: RunDirec
         reproducible_noise=job.reproducible_seed is not None,
         test_accuracy=test_accuracy,
     )
+    if account is not None:
+        facts = account.facts(facts)
     document = report.privacy_document(ledger.contents, plan.delta, facts)
     directory.write_json(directory.privacy_json, document)
     directory.write_text(directory.privacy_md, statement(document))
-    return Result(outcome, steps, test_accuracy, report.breakdown_of(ledger.contents, plan.delta), ledger.head)
+    return Result(outcome, steps, test_accuracy, report.breakdown_of(ledger.contents, plan.delta), *_heads(ledger, account))
 
 
 def _paid(ledger: LedgerContents, plan: DpSgdPlan) -> int:

@@ -178,7 +178,7 @@ def train(
     event, steps = sgd.plan.event, sgd.plan.steps
     step, outcome = int(state.step), Outcome.COMPLETE
     # Decided once: a numerical bound for fewer updates may exceed the one for all by its last digits.
-    payable = charged + budget.affordable(event, max(steps - charged, 0))
+    payable = charged + budget.affordable(event, max(steps - charged, 0), sgd.plan.path)
     while step < steps:
         if should_stop():
             outcome = Outcome.INTERRUPTED

@@ -14,8 +14,9 @@ import numpy as np
 
 from accountants.errors import VotesError
 from accountants.pate.votes import read_npy
-from marauder_dp.clipping import LossFn, path_name
+from marauder_dp.clipping import LossFn
 from marauder_dp.errors import DatasetError, PlanError
+from marauder_dp.trainable import path_name
 
 PyTree = Any
 

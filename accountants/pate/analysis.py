@@ -150,22 +150,22 @@ def analyse(
     total_check = np.bincount(check_inverse, minlength=len(check)) @ check
     total_argmax = np.bincount(votes.inverse, weights, minlength=len(argmax)) @ argmax
     independent = len(votes) * check_one, weights.sum() * argmax_one
-    dependent = _split(alpha, total_check, total_argmax, delta, conversion)
+    dependent = split(alpha, total_check, total_argmax, delta, conversion)
     at = int(np.argmin(np.abs(alpha - dependent.order)))
-    cumulative = _cumulative(
+    cumulative = cumulative_epsilon(
         alpha,
         lambda i: check[check_inverse[i]] + weights[i, None] * argmax[votes.inverse[i]],
         len(votes),
         delta,
         conversion,
     )
-    cumulative_independent = _cumulative(
+    cumulative_independent = cumulative_epsilon(
         alpha, lambda i: check_one + weights[i, None] * argmax_one, len(votes), delta, conversion
     )
     return Analysis(
         data_dependent=dependent,
-        data_independent=_split(alpha, *independent, delta, conversion),
-        epsilon_exact_data_independent=_exact(len(votes), weights.sum(), sigma_threshold, sigma_votes, delta)
+        data_independent=split(alpha, *independent, delta, conversion),
+        epsilon_exact_data_independent=exact_epsilon(len(votes), weights.sum(), sigma_threshold, sigma_votes, delta)
         if noise == "gaussian"
         else None,
         expected=threshold is not None and answered is None,
@@ -225,14 +225,14 @@ def answer_weights(votes: Votes, threshold: float | None, sigma_threshold: float
     return np.exp(log_answer(values, threshold, sigma_threshold)[0])
 
 
-def _split(alpha: Array, check: Array, argmax: Array, delta: float, conversion: str) -> Split:
+def split(alpha: Array, check: Array, argmax: Array, delta: float, conversion: str) -> Split:
     epsilon, order = conversions.epsilon(alpha, check + argmax, delta, conversion)
     at = int(np.argmin(np.abs(alpha - order)))
     parts = float(check[at]), float(argmax[at])
     return Split(epsilon, order, *parts, conversion=epsilon - (parts[0] + parts[1]))
 
 
-def _cumulative(alpha: Array, costs: Any, queries: int, delta: float, conversion: str, block: int = 4096) -> Array:
+def cumulative_epsilon(alpha: Array, costs: Any, queries: int, delta: float, conversion: str, block: int = 4096) -> Array:
     """ε after each query. `costs(i)` gives the divergences (len(i), k) of queries i.
 
     The order is chosen by a plain formula and the conversion that was asked for is done there and at its neighbours: every
@@ -259,7 +259,7 @@ def _cumulative(alpha: Array, costs: Any, queries: int, delta: float, conversion
     return result
 
 
-def _exact(queries: int, answered: float, sigma_threshold: float | None, sigma_votes: float, delta: float) -> float:
+def exact_epsilon(queries: int, answered: float, sigma_threshold: float | None, sigma_votes: float, delta: float) -> float:
     """ε of N checks and A pluralities by Gaussian DP: μ² = N/σ₁² + 2A/σ₂² (Dong, Roth, Su 2022, Corollary 3.3)."""
     mu = math.hypot(math.sqrt(queries) / sigma_threshold if sigma_threshold else 0.0, math.sqrt(2 * answered) / sigma_votes)
     return PldAccountant().compose(GaussianDpEvent(1 / mu)).get_epsilon(delta) if mu else 0.0

@@ -2,10 +2,12 @@
 
 import dataclasses
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,23 @@ class Dataset:
     def num_examples(self) -> int:
         """n, the number of training examples."""
         return len(self.train_x)
+
+    def fingerprint(self) -> str:
+        """ "sha256:…" of the training examples. Private: it confirms a guess of them."""
+        return f"sha256:{digest_of_arrays(self.train_x, self.train_y)}"
+
+    def rows(self, chosen: NDArray[np.int64]) -> "Dataset":
+        """With those training examples alone."""
+        return dataclasses.replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
+
+
+def digest_of_arrays(*arrays: NDArray[Any]) -> str:
+    """SHA-256 of the types, shapes and contents of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def find_file(name: str, folders: Sequence[str], data_dir: str | None) -> Path:

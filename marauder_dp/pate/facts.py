@@ -57,6 +57,7 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
         "covered": "Every answer: the outcome of the threshold check, and the class of the noisy plurality.",
         "not_covered": [
             "Choosing hyper-parameters, or the best of several runs, by results on this data.",
+            "Whatever the machine itself logs, crash dumps and timings included.",
             "What is marked private in metrics.jsonl and, in privacy.json, the part `pate` that depends on the votes: its "
             "figures are for the operator. `report --public` leaves them out.",
             "The examples that teachers are asked about and the student is tested on: they count as public.",
@@ -79,15 +80,17 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
             if job.counts_public
             else "The guarantee is for one unit as a whole; whether that is a person is up to the ids given."
         ),
-        "utility": (
+        "utility": [
             "No query was answered, so there is no student."
             if test_accuracy is None
             else f"The student's accuracy: {test_accuracy:.2%} on {len(job.public.test_y):,} held-out examples. Not measured "
-            "by subgroup."
-        ),
+            "by subgroup.",
+            "How the data was collected, and who has access to it and to this run's folder, is for its owner to state.",
+        ],
         "verify": [
+            "The commit of the code and the versions of what it uses are in config.json. No privacy audit was made.",
             "`python -m accountants replay RUN`, with the run's private folder, checks that the stored votes are those the "
-            "ledger is bound to and derives the data-dependent figures from them again."
+            "ledger is bound to and derives the data-dependent figures from them again.",
         ],
     }
     if job.reproducible_seed is not None:

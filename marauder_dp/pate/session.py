@@ -42,6 +42,7 @@ from marauder_dp.pate.queries import Choice, next_queries
 from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
 from marauder_dp.pate.voting import VotingPlan
+from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 from marauder_dp.session import check_same_settings
 
@@ -178,7 +179,9 @@ def run(
             params, exhausted = _ask_and_learn(job, aggregator, budget, may_stop, say)
         except _Stopped:
             return Result(finished=False)
-        return _conclude(job, params, exhausted, votes, directory, ledger)
+        result = _conclude(job, params, exhausted, votes, directory, ledger)
+    write_page(directory, say)
+    return result
 
 
 def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tuple[jax.Array, bytes]:

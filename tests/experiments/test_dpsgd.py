@@ -348,7 +348,7 @@ class TestProgress:
     def chunk(step, non_finite=0.0):
         from marauder_dp.dpsgd import PrivateMetrics
 
-        return ChunkReport(step, 10, 2.0, PrivateMetrics(*map(np.float32, (100, 250, 3, non_finite))), 1.234)
+        return ChunkReport(step, 10, 2.0, PrivateMetrics(*map(np.float32, (100, 250, 3, non_finite, 5))), 1.234)
 
     def test_one_line_says_it_all(self):
         line = format_progress(self.chunk(50), self.PLAN, 3.0)
