@@ -47,6 +47,7 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     from marauder_dp.pate.teachers import compile_ensemble
     from marauder_dp.plan import check_delta, default_delta
 
+    _check_teachers(settings)
     data = load_dataset(settings.dataset, data_dir)
     held_out = len(data.test_y)
     if not 1 <= settings.public < held_out:
@@ -101,6 +102,16 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
         counts_public=settings.unit is None and settings.owners is None,
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
     )
+
+
+def _check_teachers(settings: PateSettings) -> None:
+    from marauder_dp.errors import PlanError
+
+    for name in ("teacher_epochs", "teacher_batch_size"):
+        if getattr(settings, name) < 1:
+            raise PlanError(f"--{name} must be at least 1; got {getattr(settings, name)}")
+    if not 0 < settings.teacher_learning_rate < math.inf:
+        raise PlanError(f"--teacher_learning_rate must be a finite number greater than 0; got {settings.teacher_learning_rate}")
 
 
 def _private(settings: PateSettings, data: "Dataset") -> _Private:
