@@ -38,7 +38,9 @@ TEACHER_AUGMENTATION = flags.DEFINE_bool(
     "teacher_augmentation", None, f"Whether teachers see images shifted, turned and scaled; {_PRESET}."
 )
 CHUNK = flags.DEFINE_integer("chunk", None, "Teachers trained together on a device; default: what suits cache and memory.")
-DEVICES = flags.DEFINE_integer("cpu_devices", None, "On a CPU: host devices to share the teachers; default: one for each core.")
+DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "On a CPU: host devices to share the teachers; default: one for each core.", lower_bound=1
+)
 UNIT = flags.DEFINE_string("unit", None, "A .npy file of whose each training example is: all of one id go to one teacher.")
 OWNERS = flags.DEFINE_string(
     "owners", None, "A folder with a folder for each data owner (x.npy, y.npy, perhaps ids.npy): one teacher for each."

@@ -51,6 +51,7 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     from marauder_dp.plan import check_delta, default_delta
     from marauder_dp.policy import Permit
 
+    _check_teachers(settings)
     data, permit = load_dataset(settings.dataset, data_dir), None
     if settings.policy is not None:
         if settings.owners is not None or (settings.unit is not None and settings.cohort not in (None, ALL)):
@@ -114,6 +115,16 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
         reproducible_seed=settings.seed if settings.reproducible_noise else None,
         permit=permit,
     )
+
+
+def _check_teachers(settings: PateSettings) -> None:
+    from marauder_dp.errors import PlanError
+
+    for name in ("teacher_epochs", "teacher_batch_size"):
+        if getattr(settings, name) < 1:
+            raise PlanError(f"--{name} must be at least 1; got {getattr(settings, name)}")
+    if not 0 < settings.teacher_learning_rate < math.inf:
+        raise PlanError(f"--teacher_learning_rate must be a finite number greater than 0; got {settings.teacher_learning_rate}")
 
 
 def _private(settings: PateSettings, data: "Dataset") -> _Private:

@@ -142,7 +142,7 @@ class DpSgd:
         if plan.adaptive:
             scale *= state.clip_norm
             clip_norm = adaptive.next_clip_norm(clip_norm, count, _other_key(keys.noise, state.step), plan.batch_size)
-        if plan.private:
+        if plan.noise_stddev > 0:
             metrics = metrics._replace(signal_to_noise=_signal_to_noise(clipped_sum, plan.noise_stddev))
         mean = jax.tree.map(lambda g: g * scale, noisy)
         trained, frozen = split(state.params, self.trainable)

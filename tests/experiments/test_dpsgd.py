@@ -50,6 +50,9 @@ def test_running_with_no_flags_but_a_workdir(cli, tmp_path):
     head = re.search(r"ledger head\s+(\w+)", out)[1]
     assert report.verify(tmp_path / "run" / "ledger.jsonl", head)["ok"]
     assert accountants_main(["verify", f"{tmp_path}/run/privacy.json"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    for words in (head, "Accuracy against ε", "Remaining budget", "Signal to noise", "do not publish"):
+        assert words in page, words
 
 
 def test_dry_run_prints_the_plan_and_leaves_nothing(cli, tmp_path):
