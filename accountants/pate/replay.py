@@ -67,12 +67,13 @@ def _check_charged_for(contents: LedgerContents, voting: Mapping[str, Any]) -> N
 def figures(analysis: Analysis) -> dict[str, Any]:
     """The analysis for `privacy.json`, with a value for each query in order of asking. JSON-ready.
 
-    All but what ends in `_independent`, `answered` and `epsilon_exact_independent` depends on the votes and is private.
+    Private: it depends on the votes. What ends in `_independent` holds for any votes, but `threshold_independent` and
+    `argmax_independent` are costs at the order that suits these votes, so that they stand beside what a query cost.
     """
     dependent, independent = analysis.data_dependent, analysis.data_independent
     queries = len(analysis.answer_weights)
     return {
-        "private": "not to be published: depends on the votes; what ends in _independent, and answered, does not",
+        "private": "not to be published: depends on the votes; report --public leaves it out",
         "delta": analysis.delta,
         "order": dependent.order,
         "epsilon": dependent.epsilon,
