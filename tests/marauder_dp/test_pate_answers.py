@@ -132,7 +132,7 @@ def test_all_of_the_budget_is_used(world):
         assert world.budget.epsilon_after(world.plan.query_event) > world.ceiling
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_ceiling_holds_whatever_the_votes(tmp_path_factory, data):
     """Random plans, votes from unanimous to tied, chunks, orders and interruptions."""
