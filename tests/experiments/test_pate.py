@@ -130,7 +130,7 @@ def test_private_figures_stay_out_of_what_is_published(whole, tmp_path, capsys):
 def test_reproducible_noise_is_and_heads_every_report(pate, whole, tmp_path):
     assert "GUARANTEE VOID" in whole[1]
     assert "GUARANTEE VOID" in (whole[0] / "privacy.md").read_text().split("## 1.")[0]
-    for _ in range(2):  # anew, and once more where it had ended
+    for _ in range(2):  # anew, and once more where it ended
         assert pate(f"--workdir={tmp_path}/again", *TINY, "--reproducible_noise")[0] == 0
         assert outcome(tmp_path / "again") == outcome(whole[0])
 

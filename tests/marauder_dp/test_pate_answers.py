@@ -193,7 +193,7 @@ def test_a_crash_at_any_write_changes_nothing_in_the_end(world, tmp_path, monkey
         assert world.charged == whole.charged
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_after_a_crash_other_questions_share_no_noise(world, monkeypatch, after):
     """What was begun is finished first, as it was asked, and no noise meets two histograms."""
     met: dict[int, set] = {}
