@@ -256,7 +256,9 @@ def cumulative_epsilon(alpha: Array, costs: Any, queries: int, delta: float, con
         else:
             each = at + penalty[near]
         result[index] = np.maximum(each.min(axis=1), 0.0)
-    return result
+    # Where little was spent the plain formula is a poor guide. What bounds all queries bounds the first ones too.
+    result[-1] = min(result[-1], conversions.epsilon(alpha, total, delta, conversion)[0])
+    return np.minimum.accumulate(result[::-1])[::-1]
 
 
 def exact_epsilon(queries: int, answered: float, sigma_threshold: float | None, sigma_votes: float, delta: float) -> float:

@@ -53,6 +53,16 @@ def test_everything_adds_up(conversion, noise, both, answered):
         assert (result.argmax_costs[~answered] == 0).all()
 
 
+def test_what_was_spent_in_the_end_is_the_last_of_the_cumulative_figures():
+    """Also where next to nothing was: two refusals that were as good as certain."""
+    votes = pate.Votes([[6, 4, 3], [6, 4, 3]])
+    result = pate.analyse(
+        votes, threshold=13.0, sigma_threshold=0.5, sigma_votes=4.0, delta=1e-5, answered=np.array([False, False])
+    )
+    assert result.cumulative_epsilon[-1] == pytest.approx(result.data_dependent.epsilon, rel=1e-6)
+    assert result.cumulative_epsilon[0] <= result.cumulative_epsilon[1] < 1e-9
+
+
 def test_exact_data_independent_epsilon_is_one_gaussian():
     answered = np.array([True, False, False, True] * 5)
     result = pate.analyse(SMALL, **RUN, answered=answered)

@@ -1,6 +1,7 @@
 """Runs command lines of `experiments.pate` one after another in one process, as its flags and those of dpsgd can't share one.
 
-Reads a JSON list of arguments from each line of standard input and writes [exit code, stdout, stderr] for it.
+Reads [whether to write report.html, list of arguments] as JSON from each line of standard input and writes [exit code, stdout,
+stderr] for it.
 """
 
 import contextlib
@@ -12,6 +13,9 @@ import traceback
 from absl.testing import flagsaver
 
 from experiments import launch, pate
+from marauder_dp.pate import session
+
+write_page = session.write_page
 
 
 def call(arguments):
@@ -34,4 +38,6 @@ def call(arguments):
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        print(json.dumps(call(json.loads(line))), flush=True)
+        page, given = json.loads(line)
+        session.write_page = write_page if page else lambda directory, say: None
+        print(json.dumps(call(given)), flush=True)

@@ -43,8 +43,8 @@ def pate(cache):
         cwd=ROOT, env=QUICK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    def call(*arguments):
-        worker.stdin.write(json.dumps([cache, *TINY[-1:], *arguments]) + "\n")
+    def call(*arguments, page=False):
+        worker.stdin.write(json.dumps([page, [cache, *TINY[-1:], *arguments]]) + "\n")
         worker.stdin.flush()
         code, out, err = json.loads(worker.stdout.readline())
         assert "Traceback" not in err
@@ -79,7 +79,7 @@ def outcome(workdir):
 def whole(pate, tmp_path_factory):
     """(folder, stdout) of a tiny run with reproducible noise."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    code, out, _ = pate(f"--workdir={path}", *TINY, "--reproducible_noise")
+    code, out, _ = pate(f"--workdir={path}", *TINY, "--reproducible_noise", page=True)
     assert code == 0
     return path, out
 
@@ -93,7 +93,7 @@ def test_a_run_and_everything_it_leaves_behind(whole, capsys):
     assert "student/labels/argmax" in out
     assert "Do not publish the column of these votes" in out
     assert {p.name for p in path.iterdir()} >= {
-        "config.json", "ledger.jsonl", "metrics.jsonl", "privacy.json", "privacy.md", "checkpoints", "private",
+        "config.json", "ledger.jsonl", "metrics.jsonl", "privacy.json", "privacy.md", "report.html", "checkpoints", "private",
     }  # fmt: skip
     answers = released(path)
     assert len(answers) > 5
@@ -109,39 +109,30 @@ def test_a_run_and_everything_it_leaves_behind(whole, capsys):
     capsys.readouterr()
 
 
-def test_private_figures_stay_out_of_what_is_published(whole, capsys):
-    """Neither the statement nor the report of the ledger has a figure that depends on the votes."""
+def test_private_figures_stay_out_of_what_is_published(whole, tmp_path, capsys):
+    """Neither the statement nor a public report has a figure that depends on the votes."""
     path, _ = whole
     figures = json.loads((path / "privacy.json").read_text())["pate"]
     independent = {key for key in figures if key.endswith("_independent")} | {"private", "delta", "answered"}
     public = {str(figures[key]) for key in independent if not isinstance(figures[key], list)}
     private = {str(v) for k, v in figures.items() if k not in independent and isinstance(v, float)} - public
+    private = {figure for figure in private if len(figure) > 8}  # not an order such as 4.6
     assert private
-    accountants_main(["report", f"{path}/ledger.jsonl", "--json"])
-    published = (path / "privacy.md").read_text() + capsys.readouterr().out + (path / "ledger.jsonl").read_text()
+    assert accountants_main(["report", f"{path}/ledger.jsonl", "--public", "--json"]) == 0
+    published = capsys.readouterr().out
+    assert accountants_main(["report", f"{path}/ledger.jsonl", "--public", "--html", f"{tmp_path}/page.html"]) == 0
+    published += capsys.readouterr().out + (tmp_path / "page.html").read_text()
+    published += (path / "privacy.md").read_text() + (path / "ledger.jsonl").read_text()
     assert not any(figure in published for figure in private)
-    with pytest.raises(SystemExit):
-        accountants_main(["report", "--help"])
-    if "--public" in capsys.readouterr().out:
-        assert accountants_main(["report", f"{path}/privacy.json", "--public", "--json"]) == 0
-        text = capsys.readouterr().out
-        assert '"threshold_total"' not in text
-        assert not any(figure in text for figure in private)
-
-
-def test_the_same_command_again_goes_on_to_the_same_end(pate, whole, tmp_path):
-    shutil.copytree(whole[0], tmp_path / "run")
-    before = outcome(whole[0])
-    code, _, _ = pate(f"--workdir={tmp_path}/run", *TINY, "--reproducible_noise")
-    assert code == 0
-    assert outcome(tmp_path / "run") == before
+    assert "plurality_accuracy" not in published
 
 
 def test_reproducible_noise_is_and_heads_every_report(pate, whole, tmp_path):
     assert "GUARANTEE VOID" in whole[1]
     assert "GUARANTEE VOID" in (whole[0] / "privacy.md").read_text().split("## 1.")[0]
-    assert pate(f"--workdir={tmp_path}/again", *TINY, "--reproducible_noise")[0] == 0
-    assert outcome(tmp_path / "again") == outcome(whole[0])
+    for _ in range(2):  # anew, and once more where it ended
+        assert pate(f"--workdir={tmp_path}/again", *TINY, "--reproducible_noise")[0] == 0
+        assert outcome(tmp_path / "again") == outcome(whole[0])
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_all_of_the_budget_is_used(world):
         assert world.budget.epsilon_after(world.plan.query_event) > world.ceiling
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_ceiling_holds_whatever_the_votes(tmp_path_factory, data):
     """Random plans, votes from unanimous to tied, chunks, orders and interruptions."""
@@ -193,7 +193,7 @@ def test_a_crash_at_any_write_changes_nothing_in_the_end(world, tmp_path, monkey
         assert world.charged == whole.charged
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_after_a_crash_other_questions_share_no_noise(world, monkeypatch, after):
     """What was begun is finished first, as it was asked, and no noise meets two histograms."""
     met: dict[int, set] = {}

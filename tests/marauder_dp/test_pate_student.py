@@ -44,9 +44,10 @@ def test_learns_a_separable_problem_from_few_labels(public, unlabelled):
 
 
 def test_the_same_seed_is_the_same_student_and_another_is_not(public):
-    first, again = (train_student(training(steps=20), public[0], range(60), public[1][:60]) for _ in range(2))
+    how = [training(steps=20, unlabelled=0, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (train_student(one, public[0], range(60), public[1][:60]) for one in how)
     assert equal(first, again)
-    assert not equal(first, train_student(training(steps=20, seed=1), public[0], range(60), public[1][:60]))
+    assert not equal(first, other)
 
 
 def test_without_unlabelled_examples_the_others_do_not_matter(public):
@@ -60,15 +61,15 @@ def test_without_unlabelled_examples_the_others_do_not_matter(public):
 
 def test_the_penalty_shrinks_weights_and_leaves_biases(public):
     sizes = []
-    for penalty in (0.0, 0.1, 10.0):
+    for penalty in (0.0, 1.0):
         params = train_student(training(unlabelled=0, penalty=penalty), public[0], range(60), public[1][:60])
         sizes.append(float(np.square(params["kernel"]).sum()))
-    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > 2 * sizes[1]
     assert np.abs(params["bias"]).max() > 1e-3
 
 
 def test_one_label_is_enough_to_run_and_none_is_an_error(public):
-    train_student(training(steps=3), public[0], [7], [2])
+    train_student(training(steps=3, unlabelled=0), public[0], [7], [2])
     with pytest.raises(PlanError, match="no query was answered"):
         train_student(training(), public[0], [], [])
 
@@ -82,14 +83,14 @@ def test_labels_of_examples_that_are_not_there(public, queries, labels):
 
 def test_after_steps_may_stop(public):
     seen = []
-    train_student(training(steps=120), public[0], range(9), public[1][:9], after_steps=seen.append)
+    train_student(training(steps=120, unlabelled=0), public[0], range(9), public[1][:9], after_steps=seen.append)
     assert seen == list(range(STEPS_BETWEEN_CALLS, 121, STEPS_BETWEEN_CALLS))
 
     def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_student(training(), public[0], range(9), public[1][:9], after_steps=stop)
+        train_student(training(unlabelled=0), public[0], range(9), public[1][:9], after_steps=stop)
 
 
 @pytest.mark.parametrize(
@@ -125,16 +126,17 @@ class TestDistortions:
     def test_no_turn_scale_or_shear_is_a_shift_alone(self):
         """At zero strength: zero but for the shift, and the image itself where that is zero."""
         image = jnp.ones((8, 8, 1))
-        still = lambda key, image: affine(key, image, turn=0.0, scale=0.0, shear=0.0)
+        still = jax.jit(lambda key, image, shift: affine(key, image, turn=0.0, scale=0.0, shear=0.0, shift=shift))
         for seed in range(5):
-            inside = np.asarray(still(jax.random.key(seed), image))[2:6, 2:6]
+            inside = np.asarray(still(jax.random.key(seed), image, 0.125))[2:6, 2:6]
             np.testing.assert_allclose(inside, 1, atol=1e-5)
-        unmoved = affine(jax.random.key(1), jnp.asarray(self.IMAGES[0]), turn=0.0, scale=0.0, shear=0.0, shift=0.0)
-        np.testing.assert_allclose(unmoved, self.IMAGES[0], atol=1e-5)
+        own = self.IMAGES[0, :8, :8, :1]
+        np.testing.assert_allclose(still(jax.random.key(1), own, 0.0), own, atol=1e-5)
 
     def test_each_example_has_its_own_distortion_and_the_key_decides(self):
         same = np.repeat(self.IMAGES[:1], 4, axis=0)
-        changed = [np.asarray(strong((8, 9, 2))(jax.random.key(k), same)) for k in (0, 0, 1)]
+        distort = jax.jit(strong((8, 9, 2)))
+        changed = [np.asarray(distort(jax.random.key(k), same)) for k in (0, 0, 1)]
         np.testing.assert_array_equal(changed[0], changed[1])
         assert not np.array_equal(changed[0], changed[2])
         assert len({image.tobytes() for image in changed[0]}) == 4
