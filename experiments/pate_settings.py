@@ -100,7 +100,7 @@ PRESETS = {
         epsilon=6.0,
         student_model="relu_cnn",
         student_steps=1000,
-        expected="",
+        expected="about 90 % test accuracy at epsilon 6; 100 examples to test on, so give or take 5",
     ),
     "adult": PatePreset(
         public=8000,
