@@ -84,7 +84,7 @@ def faults(accountant, curve, delta, epsilon, known, width):
         yield f"δ is {mp.nstr(at, 17)} at {epsilon!r}, not in {found}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS[:-1], pytest.param("little_noise", marks=pytest.mark.slow)])
 def test_compositions(kind):
     rng = np.random.default_rng(7)
     with mp.workdps(60):

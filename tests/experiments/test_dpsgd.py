@@ -261,7 +261,7 @@ def test_a_changed_flag_is_named(cli, tmp_path):
     assert "--clip_norm=0.5 (now 2.0)" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(command, tmp_path, number):
     arguments = (f"--workdir={tmp_path}", "--steps=200000", "--learning_rate=0.01", "--compilation_cache=")
     process = start(command, *arguments)
@@ -309,7 +309,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(cli, command, tmp_pat
     parts = tmp_path / "parts"
     rng = np.random.default_rng(0)
     kills = 0
-    for _ in range(4):
+    for _ in range(2):
         process = start(command, f"--workdir={parts}", *arguments)
         for line in process.stdout:
             if line.startswith("step "):
