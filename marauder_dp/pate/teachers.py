@@ -77,7 +77,8 @@ class TeacherTraining:
         start, order, keys = jax.random.split(key, 3)
         length = len(jax.tree.leaves(own)[0])
         # Draws of one line at a time: the first ones are the same however long it is.
-        lines = jax.random.split(order, min(_ORDERS, self.updates * self.batch_size))
+        # A teacher of four batches or more sees no order twice before the last of them; sorting is dear.
+        lines = jax.random.split(order, min(_ORDERS, 1 + self.updates // 4))
         draws = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(lines)
         # Each line is a random order of the teacher's own examples, and the padding after them.
         orders = jnp.argsort(jnp.where(jnp.arange(length) < count, draws, 2.0), axis=1)

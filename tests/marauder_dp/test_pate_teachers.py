@@ -77,9 +77,9 @@ def plain_loop(how, split, data):
         params = how.init(start)
         state = how.optimizer.init(params)
         own = split.own(teacher)
-        lines = jax.random.split(order, min(64, how.updates * how.batch_size))
-        orders = (own[np.argsort(jax.random.uniform(line, (200,))[: len(own)], stable=True)] for line in lines)
-        rows = itertools.chain.from_iterable(orders)
+        lines = jax.random.split(order, min(64, 1 + how.updates // 4))
+        orders = [own[np.argsort(jax.random.uniform(line, (200,))[: len(own)], stable=True)] for line in lines]
+        rows = itertools.chain.from_iterable(itertools.cycle(orders))
         for number in range(how.updates):
             batch = [tuple(leaf[row] for leaf in data) for row in itertools.islice(rows, how.batch_size)]
             assert len(batch) == how.batch_size
