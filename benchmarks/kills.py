@@ -33,7 +33,7 @@ MODES = ("outside", "outside", "kill", "synced", "full")
 STEPS = 600
 CHUNK = STEPS // 20  # at most: a chunk ends where the model is evaluated
 _FLAGS = (f"--steps={STEPS}", "--batch_size=32", "--noise_multiplier=30", "--checkpoint_seconds=0.05")
-_POLICY = """\
+POLICY = """\
 [data]
 name = "digits"
 fingerprint = "{fingerprint}"
@@ -72,7 +72,7 @@ def harness(folder: Path, kills: int, seed: int = 0) -> Figures:
     for slow in ("marauder_dp.session", "marauder_dp.policy", "orbax.checkpoint", "sklearn.datasets"):
         importlib.import_module(slow)  # once, before forking
     rng, figures = random.Random(seed), Figures()
-    (folder / "policy.toml").write_text(_POLICY.format(fingerprint=load_dataset("digits").fingerprint()))
+    (folder / "policy.toml").write_text(POLICY.format(fingerprint=load_dataset("digits").fingerprint()))
     SharedBudget.create(folder / "budget.jsonl", read_policy(folder / "policy.toml")).close()
     while sum(figures.kills.values()) < kills:
         run = folder / f"run{figures.runs}"

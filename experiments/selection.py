@@ -170,7 +170,8 @@ def _release(chosen: trials.Outcome | None, directory: RunDirectory, metric: str
     best = directory.path / "best"
     shutil.rmtree(best, ignore_errors=True)
     best.mkdir()
-    shutil.copytree(chosen.trial.folder / "checkpoints", best / "checkpoints")
+    # Without the files' times, which would say when the trial was run.
+    shutil.copytree(chosen.trial.folder / "checkpoints", best / "checkpoints", copy_function=shutil.copyfile)
     shutil.copy(chosen.trial.folder / "config.json", best / "config.json")
     row = {**dict(chosen.trial.choice), metric: f"{chosen.score:.6g}"}
     directory.write_text(directory.path / "summary.csv", trials.as_csv([row]))
@@ -186,6 +187,7 @@ def _facts(kind: str, mean: float, number: int) -> dict[str, Any]:
             "The held-out examples: the score is exact and says something about them.",
             "What is in private/: how many trials were run, which, and how they did. How long the sweep took hints at it: keep "
             "that, and the load of the machine, from those who are not trusted.",
+            "When the best trial was stored, which orbax notes in best/checkpoints, hints at it too: publish parameters alone.",
         ],
         "mechanism": (
             f"Private selection (Papernot and Steinke 2022): a secret number of trials with the {distribution} distribution, "

@@ -7,12 +7,9 @@ by salted digests, so that it can be shown later, to someone entitled, that thes
 
 import contextlib
 import dataclasses
-import hashlib
-import io
 import math
 import secrets as entropy
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,22 +20,23 @@ from accountants import report
 from accountants.breakdown import Breakdown
 from accountants.budget import Budget
 from accountants.chain import LedgerContents
-from accountants.errors import VotesError
 from accountants.ledger import Ledger
 from accountants.pate import record, replay
 from accountants.pate.analysis import Analysis
 from accountants.pate.record import Answer
-from accountants.pate.votes import Votes, read_votes
+from accountants.pate.votes import Votes
 from accountants.statement import statement
 from marauder_dp import secrets
 from marauder_dp.checkpoints import Checkpoints
+from marauder_dp.datasets.base import digest_of_arrays
 from marauder_dp.errors import IntegrityError
 from marauder_dp.files import write_atomically
 from marauder_dp.models import accuracy
 from marauder_dp.pate.answers import Aggregator
+from marauder_dp.pate.ballots import cast_votes
 from marauder_dp.pate.facts import pate_facts, public_header
 from marauder_dp.pate.partitions import Partitions
-from marauder_dp.pate.predictions import Apply, compile_votes, histograms
+from marauder_dp.pate.predictions import Apply
 from marauder_dp.pate.queries import Choice, next_queries
 from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
@@ -183,7 +181,7 @@ def run(
         directory.drop_torn_metrics()
         _prove_partitions(job, ledger, salt)
         try:
-            votes = _votes(job, directory, may_stop, say)
+            votes = cast_votes(job, directory, may_stop, say)
             record.bind(ledger, votes, salt)
             if account is not None:  # how many will be answered isn't known: each chunk is reserved when it is asked
                 account.begin([], {path: ledger.contents.count(path) for path in (record.CHECKS, record.PLURALITIES)})
@@ -235,11 +233,7 @@ def _secrets(job: Job, directory: RunDirectory, contents: LedgerContents) -> tup
 
 
 def _fingerprint(tree: PyTree) -> str:
-    digest = hashlib.sha256()
-    for array in map(np.asarray, jax.tree.leaves(tree)):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return digest_of_arrays(*map(np.asarray, jax.tree.leaves(tree)))
 
 
 def _prove_partitions(job: Job, ledger: Ledger, salt: bytes) -> None:
@@ -259,70 +253,6 @@ def _prove_partitions(job: Job, ledger: Ledger, salt: bytes) -> None:
         ledger.commit_to(PARTITIONS, content)
     elif before != [content]:
         raise IntegrityError("the ledger is bound to other partitions of the data than these; use another --workdir")
-
-
-def _votes(job: Job, directory: RunDirectory, may_stop: Callable[[], None], say: Callable[[str], None]) -> Votes:
-    """Trains the teachers that are missing, and counts their votes for all public examples."""
-    path = directory.path / replay.VOTES
-    teachers, classes = job.voting.teachers, job.voting.classes
-    if path.exists():
-        try:
-            votes = read_votes(path)
-        except VotesError as error:
-            raise IntegrityError(f"the stored votes are damaged: {error}") from error
-        return votes
-    folder = directory.private / "teachers"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    done = 0
-    while done < job.ensemble.waves and _wave_file(folder, done).exists():
-        done += 1
-    if done:
-        say(f"{min(done * job.ensemble.wave, teachers):,} of {teachers:,} teachers were trained before")
-    for number, (numbers, params) in enumerate(job.ensemble.train(job.data, start=done), start=done):
-        _store(_wave_file(folder, number), params)
-        say(f"teachers {numbers.stop:,}/{teachers:,} trained")
-        may_stop()
-    like = jax.eval_shape(job.ensemble.training.init, jax.random.key(0))
-    voting, cast = None, []
-    for number in range(job.ensemble.waves):
-        numbers = job.ensemble.teachers_of(number)
-        params = _load(_wave_file(folder, number), like, len(numbers))
-        voting = voting or compile_votes(job.apply, params, job.public.x)
-        cast.append(voting(numbers, params))
-        may_stop()
-    counts = histograms(np.concatenate(cast), classes)
-    if job.public.y is not None:
-        right = np.mean([(votes == job.public.y).mean() for votes in cast])
-        plural = (counts.argmax(axis=1) == job.public.y).mean()
-        for name, value in (("teacher_accuracy", right), ("plurality_accuracy", plural)):
-            directory.log_metric(0, "public", name, float(value), private=True)
-        say(f"teachers are right about {right:.1%} of public examples on average, their plurality about {plural:.1%} (private)")
-    stream = io.BytesIO()
-    np.save(stream, counts)
-    write_atomically(path, stream.getvalue(), mode=0o600)
-    return read_votes(path)
-
-
-def _wave_file(folder: Path, number: int) -> Path:
-    return folder / f"wave-{number:05}.npz"
-
-
-def _store(path: Path, params: PyTree) -> None:
-    stream = io.BytesIO()
-    np.savez(stream, *jax.tree.leaves(params))
-    write_atomically(path, stream.getvalue(), mode=0o600)
-
-
-def _load(path: Path, like: PyTree, teachers: int) -> PyTree:
-    leaves, treedef = jax.tree.flatten(like)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = [stored[f"arr_{i}"] for i in range(len(leaves))]
-    except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
-        raise IntegrityError(f"{path} is damaged; remove it and its wave is trained again") from error
-    if [array.shape for array in arrays] != [(teachers, *leaf.shape) for leaf in leaves]:
-        raise IntegrityError(f"{path} holds other teachers than this run's; use another --workdir")
-    return jax.tree.unflatten(treedef, arrays)
 
 
 def _ask_and_learn(

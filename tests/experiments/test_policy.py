@@ -12,25 +12,13 @@ import pytest
 
 from accountants import SharedBudget, read_ledger, read_policy, report
 from accountants.__main__ import main as accountants_main
+from benchmarks import kills
 from marauder_dp.datasets import load_dataset
 from marauder_dp.plan import GRADIENTS
 from tests.experiments.conftest import ROOT
 
 QUICK = ("--steps=30", "--batch_size=64")
-POLICY = f"""
-[data]
-name = "digits"
-fingerprint = "{load_dataset("digits").fingerprint()}"
-neighbouring_relation = "add_or_remove_one"
-unit = "example"
-public = ["num_examples"]
-[ceiling]
-epsilon = 3.0
-delta = 1e-5
-[release]
-model = "anyone"
-labels = "nobody yet"
-"""
+POLICY = "\n" + kills.POLICY.format(fingerprint=load_dataset("digits").fingerprint()) + 'labels = "nobody yet"\n'
 COHORTS = """
 [cohort.early]
 rows = [[0, 700]]

@@ -13,23 +13,12 @@ import pytest
 import accountants as acc
 from accountants import report
 from accountants.selection import draw_count
+from benchmarks import kills
 from experiments import trials
 from marauder_dp.datasets import load_dataset
 from tests.experiments.conftest import ROOT
 
-POLICY = f"""
-[data]
-name = "digits"
-fingerprint = "{load_dataset("digits").fingerprint()}"
-neighbouring_relation = "add_or_remove_one"
-unit = "example"
-public = ["num_examples"]
-[ceiling]
-epsilon = 3.0
-delta = 1e-5
-[release]
-model = "anyone"
-"""
+POLICY = kills.POLICY.format(fingerprint=load_dataset("digits").fingerprint())
 
 
 def swept(*arguments):

@@ -21,7 +21,7 @@ from accountants.pate import record, replay
 from accountants.pate.record import CHECKS, PLURALITIES
 from marauder_dp import files, secrets
 from marauder_dp.errors import IntegrityError, ModelError, PlanError
-from marauder_dp.pate import session
+from marauder_dp.pate import ballots, session
 from marauder_dp.pate.partitions import partition
 from marauder_dp.pate.queries import Choice
 from marauder_dp.pate.session import Job, PublicExamples
@@ -77,7 +77,7 @@ def quick_student(monkeypatch):
 @pytest.fixture(scope="module")
 def votes_once():
     """Votes are compiled for once: the program depends on shapes alone."""
-    original, compiled = session.compile_votes, {}
+    original, compiled = ballots.compile_votes, {}
 
     def once(apply, params, x):
         key = len(jax.tree.leaves(params)[0]), np.asarray(x).tobytes()
@@ -88,7 +88,7 @@ def votes_once():
 
 @pytest.fixture(autouse=True)
 def quick_votes(monkeypatch, votes_once):
-    monkeypatch.setattr(session, "compile_votes", votes_once)
+    monkeypatch.setattr(ballots, "compile_votes", votes_once)
 
 
 def go(job, path, **how):
@@ -117,7 +117,7 @@ def whole(usual, tmp_path_factory, votes_once):
     path = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         quick_student.__wrapped__(patch)
-        patch.setattr(session, "compile_votes", votes_once)
+        patch.setattr(ballots, "compile_votes", votes_once)
         result = go(usual, path)
     return path, result, outcome(path, result)
 
@@ -183,7 +183,7 @@ def crash_at(monkeypatch, number, *, after):
 
     monkeypatch.setattr(Ledger, "_append", guarded(Ledger._append))
     atomically = guarded(files.write_atomically)
-    for module in (secrets, session):
+    for module in (secrets, session, ballots):
         monkeypatch.setattr(module, "write_atomically", atomically)
     monkeypatch.setattr("marauder_dp.run_directory.write_atomically", atomically)
     return counter
