@@ -31,8 +31,10 @@ _FIELDS = {
     "commitment": {"kind", "prev", "hash", "path", "content"},
     "recovered": {"kind", "time", "prev", "hash", "dropped_bytes", "dropped_sha256"},
 }
-_PREV = slice(-66, None)
-"""Where a line holds the hash of the line before: 64 digits and `"}`."""
+_HASH = b'"hash":"'
+_HASH_FIELD = len(_HASH) + 64 + len(b'",')
+_PREV = 64 + len(b'"}')
+"""The length of a line's field with its hash, and of what it ends in: the hash of the line before."""
 
 _MAX_SEEN = 100_000
 
@@ -150,13 +152,11 @@ def parse(raw: bytes) -> LedgerContents | None:
       LedgerError: damaged; `line` says where. A torn last line is returned in `torn`, not raised.
     """
     lines, tail = chained.split(raw)
-    if not lines:
-        return None
     charges: list[Charge] = []
     commitments: list[Commitment] = []
     hashes: list[str] = []
     header: dict[str, Any] = {}
-    seen: dict[tuple[bytes, ...], Charge] = {}  # by their canonical text
+    seen: dict[tuple[bytes, bytes], Charge] = {}  # by their canonical text
     head = chained.GENESIS
     for number, line in enumerate(lines, start=1):
         known = _known_charge(line, head, seen)
@@ -176,12 +176,13 @@ def parse(raw: bytes) -> LedgerContents | None:
                 charge = Charge(check_path(record["path"]), from_dict(record["event"]), whole(record["count"], "count"))
                 charges.append(charge)
                 if len(seen) < _MAX_SEEN:
-                    before, _, between = _around_hashes(line)
-                    seen[before, between] = charge
+                    seen[_around_hashes(line)] = charge
             elif record["kind"] == "commitment":
                 commitments.append(Commitment(check_path(record["path"]), record["content"]))
         except AccountingError as error:
             raise LedgerError(f"line {number}: {error}", line=number) from error
+    if not header:
+        return None
     return LedgerContents(
         neighbouring_relation=as_relation(header["neighbouring_relation"]),
         unit=header["unit"],
@@ -203,23 +204,25 @@ def _check_content(record: Mapping[str, Any]) -> None:
         raise LedgerError("the content of a commitment must be an object")
 
 
-def _known_charge(line: bytes, prev: str, seen: Mapping[tuple[bytes, ...], Charge]) -> tuple[Charge, str] | None:
+def _known_charge(line: bytes, prev: str, seen: Mapping[tuple[bytes, bytes], Charge]) -> tuple[Charge, str] | None:
     """What `check_line` would find, for a sound line that charges what an earlier one did; None for any other, or if in doubt.
 
     It spares millions of lines the JSON: such a line differs from that earlier one, which is canonical, in its hashes alone.
     """
-    before, digest, between = _around_hashes(line)
-    charge = seen.get((before, between))
-    if charge is None or not line.endswith(prev.encode() + b'"}'):
+    around = _around_hashes(line)
+    charge = seen.get(around)
+    if charge is None:
         return None
-    found = hashlib.sha256(before + between[len(b'",') :] + line[_PREV]).hexdigest()
-    return (charge, found) if found.encode() == digest else None
+    before, between = around
+    after = prev.encode() + b'"}'
+    found = hashlib.sha256(before + between + after).hexdigest()
+    return (charge, found) if line == b'%b"hash":"%b",%b%b' % (before, found.encode(), between, after) else None
 
 
-def _around_hashes(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """What stands before the hash of a line, the hash, and what stands from there to the hash of the line before."""
-    before, _, rest = line.partition(b'"hash":"')
-    return before, rest[:64], rest[64 : _PREV.start]
+def _around_hashes(line: bytes) -> tuple[bytes, bytes]:
+    """What stands before the field with the hash of a line, and what stands from there to the hash of the line before."""
+    at = line.find(_HASH)
+    return line[:at], line[at + _HASH_FIELD : -_PREV]
 
 
 def check_path(path: Any) -> str:

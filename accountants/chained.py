@@ -8,9 +8,11 @@ budget).
 
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,16 @@ GENESIS = "0" * 64
 _LINE_START = b'{"'
 
 
-def split(raw: bytes) -> tuple[list[bytes], bytes]:
-    """The whole lines of a file's content, and what a write that a crash cut short left behind them.
+def split(raw: bytes) -> tuple[Iterator[bytes], bytes]:
+    """The whole lines of a file's content, one at a time, and what a write that a crash cut short left behind them.
 
     Raises:
       LedgerError: what follows the last newline can't have been left by one of our writes.
     """
-    body, newline, tail = raw.rpartition(b"\n")
-    lines = body.split(b"\n") if newline else []
+    number, tail = raw.count(b"\n"), raw[raw.rfind(b"\n") + 1 :]
     if tail and not _is_torn(tail):
-        raise LedgerError(
-            f"line {len(lines) + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", len(lines) + 1
-        )
-    return lines, tail
+        raise LedgerError(f"line {number + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", number + 1)
+    return (line[:-1] for line in itertools.islice(io.BytesIO(raw), number)), tail
 
 
 def check_line(line: bytes, number: int, prev: str, fields: Mapping[str, set[str]], schema: int) -> dict[str, Any]:

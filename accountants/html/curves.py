@@ -60,10 +60,11 @@ def _counts_along(charges: Sequence[Charge], distinct: Sequence[Charge]) -> Arra
     """How often each of the distinct charges had been made at each moment: (moments, distinct)."""
     number = {(charge.path, charge.event): i for i, charge in enumerate(distinct)}
     # A ledger that was read holds few objects many times, and hashing an event is slow.
-    objects = {id(charge): charge for charge in charges}
-    numbers = {key: number[charge.path, charge.event] for key, charge in objects.items()}
-    index = np.fromiter((numbers[id(charge)] for charge in charges), np.int64, len(charges))
-    sizes = np.fromiter((charge.count for charge in charges), np.float64, len(charges))
+    ids = np.fromiter(map(id, charges), np.int64, len(charges))
+    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    objects = [charges[i] for i in first]
+    index = np.array([number[charge.path, charge.event] for charge in objects], np.int64)[which]
+    sizes = np.array([charge.count for charge in objects], np.float64)[which]
     ends = np.cumsum(sizes)
     total = ends[-1] if len(ends) else 0.0
     moments = np.unique(np.round(np.linspace(0, total, _MOMENTS + 1)))
