@@ -32,7 +32,9 @@ def split(raw: bytes) -> tuple[Iterator[bytes], bytes]:
     """
     number, tail = raw.count(b"\n"), raw[raw.rfind(b"\n") + 1 :]
     if tail and not _is_torn(tail):
-        raise LedgerError(f"line {number + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", number + 1)
+        raise LedgerError(
+            f"line {number + 1}: neither a whole line nor the beginning of one (edited, or not a ledger)", number + 1
+        )
     return (line[:-1] for line in itertools.islice(io.BytesIO(raw), number)), tail
 
 

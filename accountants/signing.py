@@ -43,6 +43,15 @@ def make_key(path: str | os.PathLike[str]) -> str:
     return public
 
 
+def check_private_key(path: str | os.PathLike[str]) -> None:
+    """For those who will sign in hours from now.
+
+    Raises:
+      SignatureError: as `sign` would.
+    """
+    _private_key(path)
+
+
 def sign(file: str | os.PathLike[str], key: str | os.PathLike[str], hashes: Sequence[str]) -> Path:
     """Signs the head of `file` and returns the path of the signature, FILE.sig.
 
@@ -52,17 +61,9 @@ def sign(file: str | os.PathLike[str], key: str | os.PathLike[str], hashes: Sequ
       hashes: of its lines, verified.
 
     Raises:
-      SignatureError: the key can't be read or the signature not be written.
+      SignatureError: the key can't be read, `cryptography` is missing, or the signature can't be written.
     """
-    ed25519, serialization = _cryptography()
-    try:
-        private = serialization.load_pem_private_key(Path(key).read_bytes(), password=None)
-    except OSError as error:
-        raise SignatureError(f"can't read the key {key}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise SignatureError(f"{key} holds no private key without a password: {error!s:.100}") from None
-    if not isinstance(private, ed25519.Ed25519PrivateKey):
-        raise SignatureError(f"{key} is not an Ed25519 key")
+    private = _private_key(key)
     content = {
         "schema": SCHEMA,
         "head": hashes[-1],
@@ -111,6 +112,19 @@ def check(file: str | os.PathLike[str], key: str, hashes: Sequence[str]) -> None
         known = lines <= len(hashes) and hashes[lines - 1] == head
         what = f"lines {lines + 1} to {len(hashes)} came after it" if known else "the file holds other lines or fewer"
         raise LedgerError(f"{target} signs the {lines} lines up to {head}: {what}", line=min(lines, len(hashes)))
+
+
+def _private_key(path: str | os.PathLike[str]) -> Any:
+    ed25519, serialization = _cryptography()
+    try:
+        private = serialization.load_pem_private_key(Path(path).read_bytes(), password=None)
+    except OSError as error:
+        raise SignatureError(f"can't read the key {path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise SignatureError(f"{path} holds no private key without a password: {error!s:.100}") from None
+    if not isinstance(private, ed25519.Ed25519PrivateKey):
+        raise SignatureError(f"{path} is not an Ed25519 key")
+    return private
 
 
 def _message(head: Any, lines: Any) -> bytes:

@@ -9,13 +9,12 @@ The same command resumes an interrupted run from its --workdir, bit for bit.
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import describe, launch
+from experiments import describe, launch, record
 from experiments.presets import preset
 from experiments.settings import Settings
 
@@ -69,6 +68,8 @@ MEMORY_LIMIT = flags.DEFINE_string("memory_limit", None, "Such as 2GiB; default:
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60.0, "Time between checkpoints.")
 CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
+
+flags.adopt_module_key_flags(record)
 
 
 def settings_from_flags() -> Settings:
@@ -251,6 +252,7 @@ def main() -> int:
 
 def _main(stop: launch.StopSignals) -> int:
     settings = settings_from_flags()
+    record.check_signing_key()
     workdir = Path(WORKDIR.value or f"runs/dpsgd-{settings.dataset}").expanduser()
 
     from marauder_dp import session
@@ -292,21 +294,13 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     from accountants.report import caveats, text_table
 
     assert result.breakdown is not None
-    folder, python = launch.short(directory.path), launch.short(Path(sys.executable))
     warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
     print("", *warnings, text_table(result.breakdown), "", sep="\n")
     print(
         f"test accuracy  {result.test_accuracy:.2%} on {len(job.dataset.test_y):,} held-out examples, "
         f"after {result.steps:,} updates"
     )
-    page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
-    print(f"ledger head    {result.head}")
-    if result.budget_head:
-        print(f"budget head    {result.budget_head}")
-    print(
-        f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
-    )
-    print(f"check it       {python} -m accountants verify {folder}/privacy.json")
+    record.show(directory, result.head, result.budget_head)
 
 
 if __name__ == "__main__":

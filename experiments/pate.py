@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from experiments import launch, pate_describe, pate_job
+from experiments import launch, pate_describe, pate_job, record
 from experiments.pate_settings import PateSettings, preset
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ COHORT = flags.DEFINE_string("cohort", None, "Whose data, of the policy's cohort
 PURPOSE = flags.DEFINE_string("purpose", None, "What for, of the policy's purposes.")
 CACHE = flags.DEFINE_string("compilation_cache", "~/.cache/marauder_dp/xla", "Folder of compiled programs; empty for none.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+
+flags.adopt_module_key_flags(record)
 
 
 def settings_from_flags() -> PateSettings:
@@ -144,6 +146,7 @@ def main() -> int:
 
 def _main(stop: launch.StopSignals) -> int:
     settings = settings_from_flags()
+    record.check_signing_key()
     workdir = Path(WORKDIR.value or f"runs/pate-{settings.dataset}").expanduser()
 
     import jax
@@ -181,7 +184,6 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
     from accountants.report import caveats, text_table
 
     assert result.breakdown is not None
-    folder, python = launch.short(directory.path), launch.short(Path(sys.executable))
     warnings = caveats({"reproducible_noise": job.reproducible_seed is not None})
     answered = sum(answer.answered for answer in result.answers)
     print("", *warnings, text_table(result.breakdown), "", sep="\n")
@@ -193,15 +195,7 @@ def _show(job: "Job", directory: "RunDirectory", result: "Result") -> None:
         print("student        none: no query was answered; lower --threshold or raise --epsilon")
     else:
         print(f"test accuracy  {result.test_accuracy:.2%} of the student, on {len(job.public.test_y):,} held-out examples")
-    page = "report.html (not for publication: see its end), " if directory.report_html.exists() else ""
-    print(f"ledger head    {result.head}")
-    if result.budget_head:
-        print(f"budget head    {result.budget_head}")
-    print(
-        f"files          {folder}/: {page}privacy.md (the statement), privacy.json, ledger.jsonl, metrics.jsonl, checkpoints/"
-    )
-    print(f"check it       {python} -m accountants verify {folder}/privacy.json")
-    print(f"               {python} -m accountants replay {folder}")
+    record.show(directory, result.head, result.budget_head, commands=("replay FOLDER",))
 
 
 if __name__ == "__main__":

@@ -390,3 +390,21 @@ def test_real_data_reach_the_promised_accuracy(cli, tmp_path, data_dir, name, ep
     code, out, _ = cli(*arguments, f"--workdir={tmp_path}")
     assert code == 0
     assert float(re.search(r"test accuracy\s+([\d.]+)%", out)[1]) >= accuracy
+
+
+def test_a_run_signs_its_ledger_when_it_ends(cli, tmp_path, capsys):
+    """With a key that is looked at before anything else."""
+    pytest.importorskip("cryptography")
+    code, _, err = cli(f"--workdir={tmp_path}/run", f"--signing_key={tmp_path}/none", *QUICK)
+    assert code == 2
+    assert "none" in err
+    assert not (tmp_path / "run").exists()
+    assert accountants_main(["keygen", f"{tmp_path}/key"]) == 0
+    capsys.readouterr()
+    code, out, _ = cli(f"--workdir={tmp_path}/run", f"--signing_key={tmp_path}/key", *QUICK)
+    assert code == 0
+    (check,) = (line for line in out.splitlines() if "--key" in line)
+    assert accountants_main(check.split(" -m accountants ")[1].split()) == 0
+    ledger = tmp_path / "run/ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    assert accountants_main(["verify", str(ledger), "--key", f"{tmp_path}/key.pub"]) == 4
