@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import accountants as acc
-from accountants import report
+from accountants import chain, report
 
 STEP = acc.PoissonSampledDpEvent(0.01, acc.GaussianDpEvent(1.1))
 
@@ -78,17 +78,48 @@ def test_every_single_byte_edit_is_detected(tmp_path):
             assert result["line"] is not None
 
 
+def long_ledger(path):
+    """200 lines: two components in turn, and a commitment now and then."""
+    with acc.Ledger(path, public={"delta": 1e-5}) as ledger:
+        for i in range(199):
+            if i % 50 == 49:
+                ledger.commit_to("student/labels", {"digest": f"{i:064x}"})
+            elif i % 3:
+                ledger.charge("train/gradients", STEP, i % 7 + 1)
+            else:
+                ledger.charge("data/mean", acc.LaplaceDpEvent(3.0 + i))
+        return ledger.head
+
+
+@pytest.mark.parametrize("every", [301, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_single_byte_edit_of_200_lines_is_located(tmp_path, every):
+    path = tmp_path / "ledger.jsonl"
+    long_ledger(path)
+    good = path.read_bytes()
+    assert good.count(b"\n") == 200
+    for position in range(0, len(good) - 1, every):
+        news = (good[position] ^ 1, good[position] ^ 0x20, 0x0A) if position % 7 == 0 else (good[position] ^ 1,)
+        for new in set(news) - {good[position]}:
+            with pytest.raises(acc.LedgerError) as caught:
+                chain.parse(good[:position] + bytes([new]) + good[position + 1 :])
+            line = good.count(b"\n", 0, position) + 1
+            assert caught.value.line in ({line, line + 1} if good[position] == 0x0A else {line})
+
+
 def test_removed_swapped_and_repeated_lines_are_detected_and_located(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    head = write(path, 6)
+    head = long_ledger(path)
     lines = path.read_bytes().splitlines(keepends=True)
+
+    def complaint(*edited):
+        with pytest.raises(acc.LedgerError) as caught:
+            chain.parse(b"".join(edited))
+        return caught.value.line
+
     for i in range(len(lines) - 1):
-        path.write_bytes(b"".join(lines[:i] + lines[i + 1 :]))
-        assert report.verify(path)["line"] == i + 1
-        path.write_bytes(b"".join(lines[: i + 1] + lines[i:]))
-        assert report.verify(path)["line"] == i + 2
-        path.write_bytes(b"".join([*lines[:i], lines[i + 1], lines[i], *lines[i + 2 :]]))
-        assert report.verify(path)["line"] == i + 1
+        assert complaint(*lines[:i], *lines[i + 1 :]) == i + 1
+        assert complaint(*lines[: i + 1], *lines[i:]) == i + 2
+        assert complaint(*lines[:i], lines[i + 1], lines[i], *lines[i + 2 :]) == i + 1
     path.write_bytes(b"".join(lines[:-1]))
     assert report.verify(path)["ok"]  # truncation leaves a sound chain…
     assert not report.verify(path, head)["ok"]  # …which the head gives away
