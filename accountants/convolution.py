@@ -27,12 +27,14 @@ from accountants.cumulants import OUTSIDE, Cumulants, window
 from accountants.lattice import Lattice, regrid
 
 Array = NDArray[np.float64]
+Complex = NDArray[np.complex128]
 
 _UNIT = 2.0**-53
 _DEPTH = 8  # roundings on each level of the transform's summation tree, generously
 _WEIGHT_ERROR = 1e-14
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
+_TINY = 1e-290  # below it products of magnitudes are nothing, and more than they are
 MAX_POINTS = 2**24
 """Of one transform."""
 
@@ -104,12 +106,11 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         largest += float(counts @ (lattice.origin + step * lattice.index[-1]))
         for rows in _blocks(lattice.mass.shape[0], length):
             weights, centres = _tilted(lattice, rows, tilt, length)
-            transform = rfft(weights, axis=1)
-            times, size = counts[rows], np.abs(transform)
-            with np.errstate(divide="ignore"):
-                magnitude += times @ np.maximum(np.log(size), -1e3)
-            phase += times @ np.angle(transform)
-            most += times @ np.log(size + gamma)
+            times, transform = counts[rows], rfft(weights, axis=1)
+            powers, bound, often = _multiplied_out(transform, np.abs(transform) + gamma, times)
+            magnitude += often @ np.log(np.maximum(np.abs(powers), _TINY))
+            phase += often @ np.angle(powers)
+            most += often @ np.log(np.maximum(bound, _TINY))
             shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
             total += float(times.sum())
     with np.errstate(under="ignore"):
@@ -117,7 +118,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         values = irfft(size * np.exp(1j * phase), length)
         # |computed − true spectrum| ≤ Π(|F| + γ)^T − Π|F|^T, and a power rounds by about u per turn of its phase.
         spread = np.maximum(np.exp(np.minimum(most, 50.0)) * (1 + 1e-12) - size, 0.0)
-        spread += size * (gamma + 4 * _UNIT * (total * math.pi + np.abs(most) + 8))
+        spread += _TINY + size * (gamma + 4 * _UNIT * (total * math.pi + np.abs(most) + 8))
     error = 2.0 * float(spread.sum()) / length
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
@@ -134,6 +135,17 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         relative=math.expm1(min(total * _WEIGHT_ERROR + 1e-12, 1.0)),
         sign=sign,
     )
+
+
+def _multiplied_out(transform: Complex, bound: Array, times: Array) -> tuple[Complex, Array, Array]:
+    """What is composed once as one row: it spares a logarithm and an angle a point, which cost ten times a product.
+
+    A product of n rows rounds by less than n turns of a phase do, and by less than 1e-12 in a block. Underflow is `_TINY`.
+    """
+    once = times == 1
+    with np.errstate(under="ignore"):
+        both = [np.concatenate([x[~once], np.multiply.reduce(x[once], axis=0)[None]]) for x in (transform, bound)]
+    return both[0], both[1], np.append(times[~once], 1.0)
 
 
 def as_lattice(composition: Composition, step: float) -> Lattice:
@@ -267,6 +279,6 @@ def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Ar
 
 
 def _blocks(count: int, length: int) -> list[slice]:
-    """Rows that are transformed together: some 32 MB of them."""
-    size = max(1, 2**21 // length)
+    """Rows that are transformed together: some 32 MB of them, and not so many that a product of them rounds much."""
+    size = min(max(1, 2**21 // length), 1024)
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]

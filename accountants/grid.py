@@ -19,8 +19,8 @@ class Fineness:
     """Where a lattice may be thinned out: beyond the i-th of these losses only every 2^(i+1)-th point is used.
 
     Attributes:
-      low: losses downwards, (k, levels), descending along the last axis.
-      high: losses upwards, (k, levels), ascending.
+      low: losses downwards, (levels,), descending.
+      high: losses upwards, (levels,), ascending.
       largest: most that lattice points may lie apart.
     """
 
@@ -115,8 +115,8 @@ def _thinned(anchor: Array, step: float, below: int, above: int, fineness: Finen
     if fineness is None:
         return np.arange(below + above + 1)
     most = 2 ** int(max(np.log2(max(fineness.largest / step, 1.0)), 0))
-    up = _outwards(np.max(fineness.high - anchor[:, None], axis=0) / step, above, most)
-    down = _outwards(np.max(anchor[:, None] - fineness.low, axis=0) / step, below, most)
+    up = _outwards((fineness.high - anchor.min()) / step, above, most)
+    down = _outwards((anchor.max() - fineness.low) / step, below, most)
     # Whole multiples beyond the lower end would be negative points: the last one is put at 0.
     down = down[down < below]
     return np.concatenate([[0], below - down[::-1], [below], below + up]).astype(np.int64)

@@ -104,7 +104,7 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
     inner = inner - points[:, :-1]
     upper_mass = upper_masses(first, second, inner, width)
     upper_mass[:, 0] += below
-    lower_mass = lower_masses(first, second, inner, below, above, grid)
+    lower_mass = lower_masses(first, second, inner, below, above, grid, low_tail)
     origin, index = grid.origin[:, 0], grid.index
     return Sandwich(
         Lattice(origin, step, index, lower_mass, np.zeros_like(above)), Lattice(origin, step, index, upper_mass, above)

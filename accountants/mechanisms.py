@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import bdtr, gammaln
 
-from accountants import atomic_pairs
+from accountants import atomic_pairs, special
 from accountants.errors import UnsupportedEventError
 from accountants.events import (
     AboveThresholdDpEvent,
@@ -301,9 +300,9 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
         base = GaussianPair(_batch(2 / sigma))
         return _Pairs(ReplacePair(SampledRemovePair(base, _batch(q)), SampledAddPair(base, _batch(q))), attained=False)
     others, size = event.dataset_size - 1, event.truncated_batch_size
-    kept = float(bdtr(size - 1, others, q)) if size <= others else 1.0
+    kept = float(special.bdtr(size - 1, others, q)) if size <= others else 1.0
     drawn = np.arange(size, others + 1, dtype=np.float64)
-    log_pmf = gammaln(others + 1) - gammaln(drawn + 1) - gammaln(others - drawn + 1)
+    log_pmf = special.gammaln(others + 1) - special.gammaln(drawn + 1) - special.gammaln(others - drawn + 1)
     with np.errstate(divide="ignore", under="ignore"):
         weights = np.exp(log_pmf + drawn * np.log(q) + (others - drawn) * np.log1p(-q))
     keep = weights > 1e-3 * weights.max(initial=0.0) / max(len(weights), 1)

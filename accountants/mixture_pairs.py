@@ -9,8 +9,8 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfcx, logsumexp, ndtri
 
+from accountants import special
 from accountants.pairs import ROUND, SQRT_HALF, Cells, normal_masses
 
 Array = NDArray[np.float64]
@@ -44,7 +44,7 @@ class MixturePair:
                 # eᵃ Q[x > x_a] is the mixture's density times the normal Mills ratio, which doesn't overflow.
                 z = x[0]
                 density = self.weights @ np.exp(-0.5 * (z - self.means[:, None]) ** 2)
-                scaled = density * 0.5 * erfcx(np.maximum(z, 0.0) * SQRT_HALF)
+                scaled = density * 0.5 * special.erfcx(np.maximum(z, 0.0) * SQRT_HALF)
                 above = scaled - np.append(scaled[1:] * np.exp(-np.diff(loss)), 0.0)
                 below = np.exp(np.minimum(loss, 700.0)) * base[1:]
                 weighted = np.where(z > 0, above, below)
@@ -62,14 +62,14 @@ class MixturePair:
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         smallest, largest = self.means.min(), self.means.max()
         if self.remove:
-            return self._loss(ndtri(low) + smallest), self._loss(largest - ndtri(high))
-        return -self._loss(-ndtri(low)), -self._loss(ndtri(high))
+            return self._loss(special.ndtri(low) + smallest), self._loss(largest - special.ndtri(high))
+        return -self._loss(-special.ndtri(low)), -self._loss(special.ndtri(high))
 
     def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         smallest, largest = self.means.min(), self.means.max()
         if self.remove:
-            return self._loss(ndtri(low)), self._loss(-ndtri(high))
-        return -self._loss(largest - ndtri(low)), -self._loss(ndtri(high) + smallest)
+            return self._loss(special.ndtri(low)), self._loss(-special.ndtri(high))
+        return -self._loss(largest - special.ndtri(low)), -self._loss(special.ndtri(high) + smallest)
 
     def spacing(self) -> None:
         return None
@@ -90,7 +90,7 @@ class MixturePair:
     def _loss(self, x: Array) -> Array:
         mu = self.means.reshape(-1, *([1] * np.ndim(x)))
         weights = self.weights.reshape(mu.shape)
-        return np.asarray(logsumexp(mu * x - mu**2 / 2, axis=0, b=weights))
+        return np.asarray(special.logsumexp(mu * x - mu**2 / 2, axis=0, b=weights))
 
     def _inverse(self, loss: Array) -> Array:
         """x with L(x) = loss, (n,), by bisection; far outside where there is none within 45 of the means."""

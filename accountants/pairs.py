@@ -25,7 +25,8 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfcx, ndtr, ndtri
+
+from accountants import special
 
 Array = NDArray[np.float64]
 
@@ -113,7 +114,7 @@ class GaussianPair(Stackable):
             q, _ = normal_masses(t + mu)
             # eᵃ Q[a < L ≤ b] without overflow: eᵃ φ(t+μ) = φ(t), and Q's tail is φ times a Mills ratio.
             z = np.maximum(t + mu, 0.0)
-            scaled = np.exp(-0.5 * t * t) * (0.5 * erfcx(z * SQRT_HALF))
+            scaled = np.exp(-0.5 * t * t) * (0.5 * special.erfcx(z * SQRT_HALF))
             growth = np.exp(-np.diff(edges))
             above = scaled.copy()
             above[:, :-1] -= scaled[:, 1:] * growth
@@ -127,11 +128,11 @@ class GaussianPair(Stackable):
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         mu = self.mu
-        return mu * (ndtri(low) + mu / 2), mu * (mu / 2 - ndtri(high))
+        return mu * (special.ndtri(low) + mu / 2), mu * (mu / 2 - special.ndtri(high))
 
     def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         mu = self.mu
-        return mu * (ndtri(low) - mu / 2), mu * (-ndtri(high) - mu / 2)
+        return mu * (special.ndtri(low) - mu / 2), mu * (-special.ndtri(high) - mu / 2)
 
     def spacing(self) -> None:
         return None
@@ -222,7 +223,7 @@ def normal_masses(t: Array) -> tuple[Array, Array]:
     """Standard normal mass of the intervals between `t` (k, n) and a bound of its absolute error; each (k, n + 1)."""
     k = t.shape[0]
     t = np.concatenate([np.full((k, 1), -np.inf), t, np.full((k, 1), np.inf)], axis=1)
-    tail = ndtr(-np.abs(t))  # of the nearer side
+    tail = special.ndtr(-np.abs(t))  # of the nearer side
     upper = t > 0
     a, b = tail[:, :-1], tail[:, 1:]
     mass = np.where(upper[:, :-1], a - b, np.where(upper[:, 1:], (0.5 - a) + (0.5 - b), b - a))

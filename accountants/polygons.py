@@ -39,8 +39,10 @@ def _over_lower_end(first_excess: Array, second_p: Array, second_excess: Array, 
     return first_excess - second_p * np.expm1(-inner) + np.exp(-inner) * second_excess
 
 
-def lower_masses(first: Cells, second: Cells, inner: Array, below: Array, above: Array, grid: Grid) -> Array:
-    """Masses at the count + 1 lattice points."""
+def lower_masses(
+    first: Cells, second: Cells, inner: Array, below: Array, above: Array, grid: Grid, low_tail: Array | float = 0.0
+) -> Array:
+    """Masses at the count + 1 lattice points. The lowest losses, of P-mass `low_tail` (k, 1), are left out."""
     k, count = first.p.shape
     rows, index = np.arange(k), np.arange(count + 1)  # positions in grid.index
     p1, p2 = first.p.copy(), second.p.copy()
@@ -58,6 +60,11 @@ def lower_masses(first: Cells, second: Cells, inner: Array, below: Array, above:
         cell = high_cell[row]
         atoms[row, end[row]] = above[row] + p1[row, cell + 1 :].sum() + p2[row, cell:].sum()
         p1[row, cell + 1 :] = p2[row, cell:] = e1[row, cell + 1 :] = e2[row, cell:] = 0.0
+    # A narrow measure on a lattice made for wider ones: chords over next to nothing can't be let down.
+    nothing = (np.cumsum(p1 + p2, axis=1) <= low_tail) & (grid.bottom < 0)[:, None] & (index[:-1] < end[:, None] - 2)
+    start = np.maximum(start, nothing.sum(axis=1))
+    for part in (p1, e1, p2, e2):
+        part[nothing] = 0.0
     unmerged = np.copy(p1), np.copy(e1), np.copy(p2), np.copy(e2), np.copy(atoms)
     # Elsewhere the last cells become an atom at their lower end, as soon as it is not small beside its neighbours.
     p, merged_high = p1 + p2, np.zeros(k)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtr
 
+from accountants import special
 from accountants.accountant import Accountant, AutoAccountant
 from accountants.domains import open_unit, probability
 from accountants.pld import PldAccountant
@@ -147,7 +147,7 @@ def gaussian_delta(mu: float, epsilons: Any) -> Array:
     if mu == 0:
         return np.zeros_like(e)
     with np.errstate(over="ignore", under="ignore"):
-        return np.maximum(ndtr(mu / 2 - e / mu) - np.exp(e + log_ndtr(-mu / 2 - e / mu)), 0.0)
+        return np.maximum(special.ndtr(mu / 2 - e / mu) - np.exp(e + special.log_ndtr(-mu / 2 - e / mu)), 0.0)
 
 
 def _dominates(mu: float, curve: Profile, floor: float) -> bool:
@@ -159,7 +159,7 @@ def _dominates(mu: float, curve: Profile, floor: float) -> bool:
         return False
     if len(e) < 2:
         return True
-    slope = -ndtr(-mu / 2 - e / mu)  # of δ_μ in γ
+    slope = -special.ndtr(-mu / 2 - e / mu)  # of δ_μ in γ
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         width = np.expm1(np.diff(e)) * np.exp(e[:-1])
         # Where both tangents meet, the curve is at least there; the chord of the profile must not be higher.

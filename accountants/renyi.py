@@ -22,9 +22,8 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
 
-from accountants import bernoulli
+from accountants import bernoulli, special
 
 Array = NDArray[np.float64]
 
@@ -173,7 +172,7 @@ def _sampled_gaussian_integer(orders: Array, sigma: float, q: float) -> Array:
     if orders.size == 0:
         return orders
     top = int(orders.max())
-    log_factorial = gammaln(np.arange(top + 1) + 1.0)
+    log_factorial = special.gammaln(np.arange(top + 1) + 1.0)
     k = np.arange(top + 1, dtype=np.float64)
     with np.errstate(over="ignore", divide="ignore"):
         exponent = k * (k - 1) / (2 * sigma) / sigma

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from accountants import convolution
 from accountants.convolution import Composition
-from accountants.cumulants import Cumulants, Tilt, window
+from accountants.cumulants import STAND_INS, Cumulants, Tilt, window
 from accountants.errors import AccountingError
 from accountants.grid import Fineness
 from accountants.interval import Interval
@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
 _ROUNDS = 6
+_PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
@@ -39,6 +40,7 @@ _LEVELS = 12
 _WIDEST = 300.0  # distance of lattice points, so that e to its power fits
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
+_FAR_OUT = 1e-6  # quantile by which mechanisms are alike
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 
 Parts = list[tuple[Lattice, Array]]
@@ -113,8 +115,15 @@ class Search:
         self._groups = grouped(direction)
         self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
-        self._rough, self._range, self._farthest = rough_cumulants(self._groups, NEGLIGIBLE * 1e-20)
+        few = stand_ins(direction)
+        self._rough, self._range, self._farthest = rough_cumulants(grouped(few), NEGLIGIBLE * 1e-20)
         self.guess, tilt = question.aim(self._rough)
+        self._unit_step = self.last_unit_step = math.inf  # with which an interval would be 1 wide, as far as is known
+        if few is not direction and isinstance(question, EpsilonQuestion):
+            # The Rényi bound may be far off, and a round of many mechanisms is dear: few of them tell where to aim.
+            pilot = Search(question, few, _PILOT)
+            if 0 < (found := pilot.run(0.0).upper) < self.guess:
+                self.guess, tilt, self._unit_step = found, self._rough.tilt_for_epsilon(found), pilot.last_unit_step
         self._aim(tilt)
 
     def _aim(self, tilt: Tilt) -> None:
@@ -133,8 +142,10 @@ class Search:
     def _first_step(self, unless_below: float) -> float:
         """The step with which the interval should be narrow enough."""
         question, tilt = self._question, self._best_tilt
-        width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 4)
-        step = _SAFETY * math.sqrt(question.squared_step(width, self.guess, tilt) / self._total)
+        width = max(question.width(self.guess, self._deviation, self._rtol), (unless_below - self.guess) / 2)
+        step = _SAFETY * min(
+            math.sqrt(question.squared_step(width, self.guess, tilt) / self._total), self._unit_step * math.sqrt(width)
+        )
         if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
             step = max(step, self._range)  # atoms are exact on any lattice
         else:
@@ -160,6 +171,8 @@ class Search:
                 raise AccountingError(
                     f"bounds contradict each other ({best}): a bug, please report it; no figure was given out"
                 )
+            if 0 < upper - lower < math.inf:
+                self.last_unit_step = step / math.sqrt(upper - lower)
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
             if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
                 break
@@ -252,7 +265,7 @@ def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
     """Where a lattice may be thinned out: where so little tilted mass lies that coarser cells add little to the variance.
 
     Args:
-      weights: tilted mass, (k, n), each row sums to 1.
+      weights: tilted mass of some of the batch, (k, n), each row sums to 1.
       losses: where it is, (k, n), ascending.
       tilt: θ.
     """
@@ -263,7 +276,7 @@ def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:
     high = np.minimum((above[:, :, None] > allowed).sum(axis=1), last)
     low = np.maximum(last - (below[:, :, None] > allowed).sum(axis=1), 0)
     rows = np.arange(len(losses))[:, None]
-    return Fineness(losses[rows, low], losses[rows, high], min(0.5 / tilt, _WIDEST))
+    return Fineness(losses[rows, low].min(axis=0), losses[rows, high].max(axis=0), min(0.5 / tilt, _WIDEST))
 
 
 def _steps(groups: Groups, step: float) -> tuple[float, list[float]]:
@@ -290,13 +303,31 @@ def _steps(groups: Groups, step: float) -> tuple[float, list[float]]:
 
 def grouped(direction: Direction) -> Groups:
     """Mechanisms of one family as one batch with the count of each."""
+    return [(_stacked(batch), np.array([float(m.count) for m in batch])) for batch in _families(direction)]
+
+
+def stand_ins(direction: Direction) -> Direction:
+    """Few mechanisms in the place of many, each as often as those of like spread are together: for searches."""
+    if all(len(batch) <= 4 * STAND_INS for batch in _families(direction)):
+        return direction
+    chosen: list[Mechanism] = []
+    for batch in _families(direction):
+        low, high = _stacked(batch).quantiles(*np.full((2, len(batch), 1), _FAR_OUT))
+        for alike in np.array_split(np.argsort((high - low)[:, 0]), min(STAND_INS, len(batch))):
+            count = sum(batch[i].count for i in alike)
+            chosen.append(dataclasses.replace(batch[alike[len(alike) // 2]], count=count))
+    return dataclasses.replace(direction, mechanisms=tuple(chosen))
+
+
+def _families(direction: Direction) -> list[list[Mechanism]]:
     families: dict[object, list[Mechanism]] = {}
     for mechanism in direction.mechanisms:
         families.setdefault(mechanism.pair.family(), []).append(mechanism)
-    return [
-        (batch[0].pair.stacked([m.pair for m in batch[1:]]), np.array([float(m.count) for m in batch]))
-        for batch in families.values()
-    ]
+    return list(families.values())
+
+
+def _stacked(batch: list[Mechanism]) -> Pair:
+    return batch[0].pair.stacked([m.pair for m in batch[1:]])
 
 
 def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float, float]:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri_exp
 
+from accountants import special
 from accountants.pate.outcomes import log_q_gnmax
 from accountants.pate.rdp import data_dependent, theorem_6
 
@@ -112,8 +112,8 @@ def _grid(low: float, high: float) -> Array:
 
 def _moved(log_q: Any, sigma: float, classes: int, side: int) -> Array:
     share = math.log(classes - 1)
-    z = -ndtri_exp(np.minimum(np.asarray(log_q, np.float64) - share, -1e-300))
-    return np.asarray(np.minimum(share + log_ndtr(-(z + side * math.sqrt(2) / sigma)), 0.0))
+    z = -special.ndtri_exp(np.minimum(np.asarray(log_q, np.float64) - share, -1e-300))
+    return np.asarray(np.minimum(share + special.log_ndtr(-(z + side * math.sqrt(2) / sigma)), 0.0))
 
 
 def _log_q0(sigma: float, order: float) -> float:

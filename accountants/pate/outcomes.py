@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
+
+from accountants import special
 
 Array = NDArray[np.float64]
 
@@ -29,7 +30,7 @@ Array = NDArray[np.float64]
 def log_q_gnmax(histograms: Any, sigma: float, *, worst: bool = False) -> Array:
     """log q̃ of GNMax. `histograms` (…, m), the plurality first; `sigma` > 0 in votes. Returns (…)."""
     gaps, tie = _gaps(histograms, worst)
-    return _capped_union(log_ndtr(-gaps / (math.sqrt(2) * sigma)), tie)
+    return _capped_union(special.log_ndtr(-gaps / (math.sqrt(2) * sigma)), tie)
 
 
 def log_q_lnmax(histograms: Any, scale: float, *, worst: bool = False) -> Array:
@@ -42,13 +43,13 @@ def log_q_lnmax(histograms: Any, scale: float, *, worst: bool = False) -> Array:
 def log_answer(value: Any, threshold: float, sigma: float) -> tuple[Array, Array]:
     """Logarithms of the probabilities that value + N(0, σ²) reaches the threshold, and that it doesn't. Shapes of `value`."""
     z = (np.asarray(value, np.float64) - threshold) / sigma
-    return log_ndtr(z), log_ndtr(-z)
+    return special.log_ndtr(z), special.log_ndtr(-z)
 
 
 def log_unlikely(value: Any, threshold: float, sigma: float, *, worst: bool = False) -> Array:
     """log q of the threshold check, the less likely of its two outcomes. Shape of `value`."""
     distance = np.abs(np.asarray(value, np.float64) - threshold)
-    return log_ndtr(-np.maximum(distance - worst, 0.0) / sigma)
+    return special.log_ndtr(-np.maximum(distance - worst, 0.0) / sigma)
 
 
 def _gaps(histograms: Any, worst: bool) -> tuple[Array, NDArray[np.bool_]]:

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
 
+from accountants import special
 from accountants.pate import rdp
 from accountants.pate.conditions import GnmaxBound
 from accountants.pate.outcomes import log_q_gnmax
@@ -81,7 +81,7 @@ class _Rising:
         self._sigma = sigma
         # A gap that no class has more than `top` votes of is enough of a table; gaps below zero end a path.
         size = int(self._gaps.max(initial=0)) + 1
-        self._table = log_ndtr(-np.arange(size) / (math.sqrt(2) * sigma))
+        self._table = special.log_ndtr(-np.arange(size) / (math.sqrt(2) * sigma))
         self._trim()
 
     def step(self) -> Array:

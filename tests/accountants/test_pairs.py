@@ -122,7 +122,7 @@ class TestEveryPair:
         if (spacing := pair.spacing()) is not None:
             step = float(spacing[0, 0]) / max(round(float(spacing[0, 0]) / step), 1)
         middle = (high + low) / 2
-        fineness = Fineness(np.array([[middle, low / 2 + middle / 2]]), np.array([[middle, high / 2 + middle / 2]]), 1.0)
+        fineness = Fineness(np.array([middle, low / 2 + middle / 2]), np.array([middle, high / 2 + middle / 2]), 1.0)
         both = sandwich(pair, step, low_tail=one(1e-12), high_tail=one(1e-12), fineness=fineness if thin else None)
         at = np.linspace(low - 1, high + 1, 41 if name.startswith("mixture") else 401)
         exact = np.array([float(pair.cells(one(e)).excess[0, 1]) for e in at])

@@ -210,7 +210,7 @@ def order_faults(pair, step, rng, rows=(), fine=False):
     if fine:
         levels = np.array([[0.1, 1e-2, 1e-4, 1e-6]]) * full
         low, high = (np.broadcast_to(side, levels.shape) for side in pair.quantiles(levels, levels))
-        fineness = Fineness(low, high, 0.5 / 10 ** rng.uniform(-2, 2))
+        fineness = Fineness(low.min(axis=0), high.max(axis=0), 0.5 / 10 ** rng.uniform(-2, 2))
     both = sandwich(pair, step, low_tail=low_tail * full, high_tail=high_tail * full, fineness=fineness)
     for i, single in enumerate(rows):
         losses, lower, upper = both.upper.losses[i], both.lower.mass[i], both.upper.mass[i]

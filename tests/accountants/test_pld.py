@@ -306,6 +306,35 @@ class TestRobustness:
             assert found.upper <= rdp * 1.03 + 1e-9
             assert found.lower <= rdp
 
+    @pytest.mark.parametrize("count", [40, 400])
+    def test_many_that_are_all_but_equal(self, count):
+        """Each a row of its own, and all of them one mechanism composed so often: two roads to one figure."""
+        q, sigma, delta = 0.02, 0.9, 1e-6
+        rows = acc.PldAccountant()
+        for i in range(count):
+            rows.compose(acc.dpsgd_event(sigma * (1 + 1e-12 * i), q, 1))
+        once, many = interval(acc.dpsgd_event(sigma, q, count), delta, rtol=1e-5), rows.epsilon_interval(delta)
+        assert many.lower <= once.upper * (1 + 1e-9)
+        assert many.upper >= once.lower * (1 - 1e-9)
+        assert many.relative_width <= 1e-3
+
+    @pytest.mark.slow
+    def test_a_wide_range_of_noise(self):
+        """300 rows, against losses rounded up and down on a fine grid: no chords, no tilt."""
+        sigmas, q, delta, step, size = np.geomspace(0.8, 30, 300), 0.02, 1e-5, 1e-5, 2**20
+        accountant = acc.PldAccountant()
+        for sigma in sigmas:
+            accountant.compose(acc.dpsgd_event(float(sigma), q, 1))
+        found = accountant.epsilon_interval(delta)
+        assert found.relative_width <= 1e-3
+        least, most = (
+            max(references.rounded_epsilon(sigmas, q, delta, step, size, remove, up) for remove in (True, False))
+            for up in (False, True)
+        )
+        assert most - least < 0.01
+        assert least <= found.upper
+        assert found.lower <= most
+
     def test_many_distinct_mechanisms(self):
         accountant = acc.PldAccountant()
         for i in range(300):
