@@ -42,15 +42,23 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(folder, options=options)
 
-    def save(self, state: Any, ledger_head: str, budget_head: str = "") -> None:
+    def save(self, state: Any, ledger_head: str, budget_head: str = "", *, anew: bool = False) -> None:
         """Saves `state`, a named tuple with a `step`, unless that step is saved already; on disk when it returns.
+
+        Args:
+          state: what is saved.
+          ledger_head: of the ledger that paid for it.
+          budget_head: of the data set's budget; "" if it has none.
+          anew: put it in the place of what is saved of that step.
 
         Raises:
           MarauderError: it could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            return
+            if not anew:
+                return
+            self._manager.delete(step)
         args = self._ocp.args
         heads = {"head": ledger_head, "budget": budget_head}
         try:

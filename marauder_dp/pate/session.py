@@ -327,7 +327,7 @@ def _conclude(
     test_accuracy = None
     if params is not None:
         with Checkpoints(directory.checkpoints) as checkpoints:
-            checkpoints.save(_Student(np.asarray(job.student.steps), params), contents.head, budget_head)
+            checkpoints.save(_Student(np.asarray(job.student.steps), params), contents.head, budget_head, anew=True)
         test_accuracy = accuracy(job.student.model, params, job.public.test_x, job.public.test_y)
         directory.log_metric(len(answers), "test", "accuracy", test_accuracy, private=False)
     if job.public.y is not None and any(answer.answered for answer in answers):

@@ -21,6 +21,7 @@ from accountants.pate import record, replay
 from accountants.pate.record import CHECKS, PLURALITIES
 from marauder_dp import files, secrets
 from marauder_dp.errors import IntegrityError, ModelError, PlanError
+from marauder_dp.models import accuracy
 from marauder_dp.pate import ballots, session
 from marauder_dp.pate.partitions import partition
 from marauder_dp.pate.queries import Choice
@@ -357,6 +358,20 @@ def test_noise_is_never_used_for_a_second_ledger(usual, tmp_path):
     go(job, tmp_path / "other")
     keys.append(json.loads((tmp_path / "other/private/run.json").read_text())["keys"]["noise"])
     assert len(set(map(tuple, keys))) == 3
+
+
+def test_the_student_kept_is_the_one_of_this_ledger(usual, tmp_path):
+    """A folder in which an earlier run left its student."""
+    job = dataclasses.replace(usual, reproducible_seed=None)
+    go(job, tmp_path / "run")
+    old = student_of(tmp_path / "run")
+    for name in ("ledger.jsonl", "privacy.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(tmp_path / "run/private")
+    result = go(job, tmp_path / "run")
+    kept = student_of(tmp_path / "run")
+    assert accuracy(job.student.model, kept, job.public.test_x, job.public.test_y) == result.test_accuracy
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(kept), strict=True))
 
 
 def test_the_seed_says_nothing_about_secret_noise(usual, tmp_path):
