@@ -27,6 +27,7 @@ from accountants.selection import draw_count
 from accountants.shared_budget import FILE, SharedBudget
 from experiments import launch, trials
 from experiments.composition import write_report
+from marauder_dp.checkpoints import Checkpoints
 from marauder_dp.errors import IntegrityError, PlanError
 from marauder_dp.files import write_atomically
 from marauder_dp.policy import Permit, find_policy
@@ -100,7 +101,7 @@ def run(
             )
         if account is not None:
             account.commit()
-        _release(chosen, directory, metric)
+        _release(chosen, directory, metric, ledger.head)
         write_report(directory, ledger.contents, _facts(kind, mean, len(choices)))
         if account is not None:
             print(f"budget head    {account.head}")
@@ -163,16 +164,17 @@ def _check(outcomes: Sequence[trials.Outcome], one: SelfComposedDpEvent, path: s
             raise IntegrityError(f"the trial in {outcome.trial.folder} is not what was charged; nothing may be released")
 
 
-def _release(chosen: trials.Outcome | None, directory: RunDirectory, metric: str) -> None:
+def _release(chosen: trials.Outcome | None, directory: RunDirectory, metric: str, head: str) -> None:
     if chosen is None:  # possible with poisson
         print("no trial was run: there is nothing to release")
         return
     best = directory.path / "best"
     shutil.rmtree(best, ignore_errors=True)
     best.mkdir()
-    # Without the files' times, which would say when the trial was run.
-    shutil.copytree(chosen.trial.folder / "checkpoints", best / "checkpoints", copy_function=shutil.copyfile)
-    shutil.copy(chosen.trial.folder / "config.json", best / "config.json")
+    # Anew: orbax notes when a checkpoint was saved, and it has the head of the trial's ledger, which has a time in it.
+    with Checkpoints(chosen.trial.folder / "checkpoints") as secret, Checkpoints(best / "checkpoints") as published:
+        published.save_copy(secret, head)
+    shutil.copyfile(chosen.trial.folder / "config.json", best / "config.json")
     row = {**dict(chosen.trial.choice), metric: f"{chosen.score:.6g}"}
     directory.write_text(directory.path / "summary.csv", trials.as_csv([row]))
     print(trials.as_text([row]))
@@ -187,7 +189,6 @@ def _facts(kind: str, mean: float, number: int) -> dict[str, Any]:
             "The held-out examples: the score is exact and says something about them.",
             "What is in private/: how many trials were run, which, and how they did. How long the sweep took hints at it: keep "
             "that, and the load of the machine, from those who are not trusted.",
-            "When the best trial was stored, which orbax notes in best/checkpoints, hints at it too: publish parameters alone.",
         ],
         "mechanism": (
             f"Private selection (Papernot and Steinke 2022): a secret number of trials with the {distribution} distribution, "

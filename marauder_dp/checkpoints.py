@@ -59,10 +59,28 @@ class Checkpoints:
             if not anew:
                 return
             self._manager.delete(step)
-        args = self._ocp.args
-        heads = {"head": ledger_head, "budget": budget_head}
+        self._write(step, state._asdict(), {"head": ledger_head, "budget": budget_head})
+
+    def save_copy(self, other: "Checkpoints", ledger_head: str) -> None:
+        """Saves the newest state of `other`, under another ledger's head. Nothing in it tells when the original was saved.
+
+        Raises:
+          MarauderError: it could not be written.
+          IntegrityError: `other` has none that can be read.
+        """
+        step = max(other._manager.all_steps(), default=None)
+        if step is None:
+            raise IntegrityError(f"there is no checkpoint in {other._folder}")
         try:
-            self._manager.save(step, args=args.Composite(state=args.StandardSave(state._asdict()), ledger=args.JsonSave(heads)))
+            saved = other._read(step, None)
+        except Exception as error:  # orbax raises whatever its storage layers raise
+            raise IntegrityError(f"the checkpoint of step {step} in {other._folder} can't be read: {error!s:.200}") from error
+        self._write(step, saved["state"], {"head": ledger_head, "budget": ""})
+
+    def _write(self, step: int, state: dict[str, Any], heads: dict[str, str]) -> None:
+        args = self._ocp.args
+        try:
+            self._manager.save(step, args=args.Composite(state=args.StandardSave(state), ledger=args.JsonSave(heads)))
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise MarauderError(f"can't write a checkpoint to {self._folder}: {error}") from error
@@ -97,7 +115,8 @@ class Checkpoints:
 
     def _read(self, step: int, like: Any) -> Any:
         args = self._ocp.args
-        composite = args.Composite(state=args.StandardRestore(like._asdict()), ledger=args.JsonRestore())
+        state = args.StandardRestore(None if like is None else like._asdict())
+        composite = args.Composite(state=state, ledger=args.JsonRestore())
         return self._manager.restore(step, args=composite)
 
     def close(self) -> None:

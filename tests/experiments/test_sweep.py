@@ -7,7 +7,9 @@ import stat
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import accountants as acc
@@ -113,7 +115,7 @@ def test_private_selection_releases_the_best_alone(tmp_path):
     assert 0.5 < document["epsilon"] < 3
     assert "private selection, not by composition" in (sweep_folder / "privacy.md").read_text()
     assert len(list(csv.DictReader((sweep_folder / "summary.csv").open()))) == 1
-    assert (sweep_folder / "best" / "checkpoints").is_dir()
+    _check_that_it_was_saved_anew(sweep_folder, ledger.head)
     assert stat.S_IMODE((sweep_folder / "private").stat().st_mode) == 0o700
     assert stat.S_IMODE((sweep_folder / "private" / "sweep.json").stat().st_mode) == 0o600
     with acc.SharedBudget(tmp_path / "budget.jsonl") as budget:
@@ -122,3 +124,27 @@ def test_private_selection_releases_the_best_alone(tmp_path):
         assert reservation.drawn == {"sweep/best": 1}
     assert "trials" not in out  # how many there were is a secret
     assert "done before" in swept(*arguments)[1]
+
+
+def _check_that_it_was_saved_anew(folder, head):
+    """The best trial's parameters, and nothing of when that trial ran."""
+    published, state = _newest(folder / "best")
+    assert published["head"] == head
+    assert state["params"]
+    trials = [_newest(path) for path in (folder / "private" / "trials").iterdir() if path.is_dir()]
+    assert any(_same(kept, state) for _, kept in trials)
+    text = b"".join(path.read_bytes() for path in (folder / "best").rglob("*") if path.is_file())
+    notes = [json.loads(path.read_text()) for path in (folder / "private" / "trials").rglob("_CHECKPOINT_METADATA")]
+    times = {str(value).encode() for note in notes for name, value in note.items() if name.endswith("_nsecs") and value}
+    assert times
+    assert not any(time in text for time in times)
+    assert not any(trial["head"].encode() in text for trial, _ in trials)
+
+
+def _newest(run):
+    step = max((path for path in (run / "checkpoints").iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return json.loads((step / "ledger" / "metadata").read_text()), ocp.StandardCheckpointer().restore(step.absolute() / "state")
+
+
+def _same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
