@@ -75,7 +75,13 @@ def _show(args: argparse.Namespace) -> Answer:
         "sealed": state.sealed,
         "head": head,
     }
-    return result, _text(state, head)
+    text = _text(state, head)
+    if args.html is not None:
+        from accountants.html.budget import write_budget_page
+
+        write_budget_page(args.html, state)
+        text += f"\n\npage: {args.html}"
+    return result, text
 
 
 def _text(state: BudgetState, head: str) -> str:
@@ -154,6 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     init.add_argument("policy", metavar="POLICY")
     init.add_argument("budget", nargs="?", metavar="BUDGET", help="default: budget.jsonl beside the policy")
     show = action("show", _show, "What is spent of each ceiling, and by whom.")
+    show.add_argument("--html", metavar="FILE", help="also as a page (needs jinja2 and matplotlib)")
     reserve = action("reserve", _reserve, "Before a release: it counts as spent from now on.")
     commit = action("commit", _commit, "After a release, or for a run that will not be resumed: gives back what was not drawn.")
     seal = action("seal", _seal, "Take no more charges, ever.")

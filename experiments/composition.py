@@ -11,7 +11,9 @@ from accountants.errors import LedgerError
 from accountants.ledger import Ledger
 from accountants.statement import statement
 from experiments import launch, trials
+from experiments.summary import write_summary
 from marauder_dp.errors import IntegrityError
+from marauder_dp.report_page import write_page
 from marauder_dp.run_directory import RunDirectory
 
 
@@ -30,7 +32,9 @@ def run(
     print(trials.as_text(table))
     ledgers = {trial.number: contents for trial in planned if (contents := _ledger(trial.folder)) is not None}
     if ledgers:
-        _conclude(directory, ledgers, len(planned))
+        document = _conclude(directory, ledgers, len(planned))
+        write_summary(directory.path / "summary.html", document, outcomes, metric, document["facts"]["mechanism"])
+        write_page(directory, print)
     failed = [outcome for outcome in outcomes if outcome.code != 0]
     if failed:
         refused = sum(outcome.code == launch.BUDGET_EXCEEDED for outcome in failed)
@@ -39,12 +43,13 @@ def run(
     return launch.DONE
 
 
-def write_report(directory: RunDirectory, contents: LedgerContents, facts: Mapping[str, Any]) -> None:
-    """privacy.json and privacy.md of a sweep's ledger."""
+def write_report(directory: RunDirectory, contents: LedgerContents, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes privacy.json and privacy.md of a sweep's ledger; returns the first."""
     document = report.privacy_document(contents, None, facts)
     directory.write_json(directory.privacy_json, document)
     directory.write_text(directory.privacy_md, statement(document))
     print("", report.text_table(report.breakdown_of(contents)), "", f"ledger head    {contents.head}", sep="\n")
+    return document
 
 
 def _ledger(folder: Path) -> LedgerContents | None:
@@ -56,7 +61,7 @@ def _ledger(folder: Path) -> LedgerContents | None:
         return None  # refused before it began
 
 
-def _conclude(directory: RunDirectory, ledgers: Mapping[int, LedgerContents], number: int) -> None:
+def _conclude(directory: RunDirectory, ledgers: Mapping[int, LedgerContents], number: int) -> dict[str, Any]:
     """One ledger of all trials, made anew from theirs."""
     first = next(iter(ledgers.values()))
     terms = (first.neighbouring_relation, first.unit)
@@ -83,4 +88,4 @@ def _conclude(directory: RunDirectory, ledgers: Mapping[int, LedgerContents], nu
         ),
         "data_dependence": "No: ε follows from public parameters alone.",
     }
-    write_report(directory, result, facts)
+    return write_report(directory, result, facts)

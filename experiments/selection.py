@@ -27,6 +27,7 @@ from accountants.selection import draw_count
 from accountants.shared_budget import FILE, SharedBudget
 from experiments import launch, trials
 from experiments.composition import write_report
+from experiments.summary import write_summary
 from marauder_dp.checkpoints import Checkpoints
 from marauder_dp.errors import IntegrityError, PlanError
 from marauder_dp.files import write_atomically
@@ -102,7 +103,9 @@ def run(
         if account is not None:
             account.commit()
         _release(chosen, directory, metric, ledger.head)
-        write_report(directory, ledger.contents, _facts(kind, mean, len(choices)))
+        document = write_report(directory, ledger.contents, _facts(kind, mean, len(choices)))
+        if chosen is not None:
+            write_summary(directory.path / "summary.html", document, [chosen], metric, document["facts"]["mechanism"])
         if account is not None:
             print(f"budget head    {account.head}")
     return launch.DONE

@@ -10,10 +10,11 @@ trial.
 """
 
 import shlex
+from typing import Any
 
 from absl import flags
 
-from experiments import launch
+from experiments import launch, record
 
 EXPERIMENT = flags.DEFINE_string("experiment", "dpsgd", "Which of experiments/: dpsgd, pate, …")
 GRID = flags.DEFINE_multi_string("grid", [], "A flag and its values, as learning_rate=0.1,0.3. Several span a grid.")
@@ -29,6 +30,7 @@ MEAN_TRIALS = flags.DEFINE_float(
     "mean_trials", None, "With --selection: how many trials are run on average; default: the grid's."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of --random; public.", lower_bound=0)
+flags.adopt_module_key_flags(record)
 
 
 def main() -> int:
@@ -37,6 +39,7 @@ def main() -> int:
     from marauder_dp.errors import PlanError
     from marauder_dp.run_directory import RunDirectory
 
+    record.check_signing_key()
     try:
         choices = trials.grid(GRID.value)
     except ValueError as error:
@@ -59,16 +62,19 @@ def main() -> int:
         changed = ", ".join(f"--{name}={before.get(name)}" for name in settings if before.get(name) != settings[name])
         raise PlanError(f"the sweep in {directory.path} began with {changed}; repeat its command, or choose another --workdir")
     directory.write_settings(settings)
+    common: dict[str, Any] = {"jobs": JOBS.value, "metric": METRIC.value}
     if SELECTION.value is None:
         chosen = trials.drawn(choices, RANDOM.value, SEED.value)
         print(
             f"{len(chosen)} trials of experiments.{EXPERIMENT.value}, {JOBS.value} at a time; all may be released", flush=True
         )
-        return composition.run(EXPERIMENT.value, chosen, given, directory, jobs=JOBS.value, metric=METRIC.value)
-    mean = float(len(choices)) if MEAN_TRIALS.value is None else MEAN_TRIALS.value
-    return selection.run(
-        EXPERIMENT.value, choices, given, directory, jobs=JOBS.value, metric=METRIC.value, kind=SELECTION.value, mean=mean
-    )
+        code = composition.run(EXPERIMENT.value, chosen, given, directory, **common)
+    else:
+        common |= {"kind": SELECTION.value, "mean": float(len(choices)) if MEAN_TRIALS.value is None else MEAN_TRIALS.value}
+        code = selection.run(EXPERIMENT.value, choices, given, directory, **common)
+    if directory.ledger.exists() and (signature := record.sign(directory.ledger)) is not None:
+        print(f"signature      {launch.short(signature)}")
+    return code
 
 
 if __name__ == "__main__":

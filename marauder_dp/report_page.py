@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from accountants.html import page
+from accountants.html import page, render
 from accountants.runs import read_run
 from marauder_dp.run_directory import RunDirectory
 
@@ -10,8 +10,8 @@ from marauder_dp.run_directory import RunDirectory
 def write_page(directory: RunDirectory, say: Callable[[str], None]) -> None:
     """Writes the page, private section included, or says why it could not. The record of the run is complete without it."""
     again = f"python -m accountants report {directory.path} --html {directory.report_html}"
-    if not page.available():
-        say(f"no report.html: {page.HOW_TO_GET}, then {again}")
+    if not render.available():
+        say(f"no report.html: {render.HOW_TO_GET}, then {again}")
         return
     try:
         page.write_page(directory.report_html, [read_run(directory.path)])

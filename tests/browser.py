@@ -12,7 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 _FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -141,3 +144,24 @@ class Browser:
             self.messages.append(str(params["exceptionDetails"]))
         elif method == "Log.entryAdded":
             self.messages.append(f"{params['entry']['level']}: {params['entry']['text']}")
+
+
+def check_as_shown(browser: Browser, page: Path, width: int) -> None:
+    """No message, and no request but the page itself; every chart is visible in one of its two sizes.
+
+    Nothing is wider than the screen, no text is cut off or unreadable.
+    """
+    browser.open(page)
+    assert browser.messages == []
+    assert browser.requests == [page.as_uri()]
+    figures = browser.evaluate("document.querySelectorAll('figure').length")
+    visible = "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 0)"
+    assert browser.evaluate(f"{visible}.length") == figures
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    cut_off = """visible.flatMap(svg => { const box = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text')].filter(t => { const r = t.getBoundingClientRect();
+            return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1; })
+        .map(t => svg.closest('figure').id + ': ' + t.textContent) })""".replace("visible", visible)
+    assert browser.evaluate(cut_off) == []
+    small = f"Math.min(...{visible}.map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width))"
+    assert browser.evaluate(small) > 0.8  # of 12 pixels

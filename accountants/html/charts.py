@@ -22,10 +22,11 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Figures behind a chart. The first column holds names."""
+    """Figures behind a chart. The first column holds names, and so do those in `words`; the others hold numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def components(document: Mapping[str, Any], name: str) -> Chart:
         width = lambda value: min(float(value), 1.02 * top)  # noqa: E731
         for i, c in enumerate(shown):
             y = -float(i)
-            ax.text(0, y + 0.36, f"{_short(c['path'], 26 if small else 54)}, {c['share']:.1%}", va="center", fontweight="bold")
+            ax.text(0, y + 0.36, f"{short(c['path'], 26 if small else 54)}, {c['share']:.1%}", va="center", fontweight="bold")
             for offset, key, colour in ((0.1, "epsilon_alone", "s0"), (-0.16, "epsilon_if_removed", "s1")):
                 ax.barh(y + offset, width(c[key]), height=0.2, color=COLOURS[colour])
                 ax.text(width(c[key]) + 0.01 * top, y + offset, f" {upper(c[key])}", va="center")
@@ -175,7 +176,7 @@ def stacked(s: Spend, name: str) -> Chart:
             s.events,
             [values for _, values in parts],
             colors=[plots.series(i) for i in range(len(parts))],
-            labels=[_short(path, 34) for path, _ in parts],
+            labels=[short(path, 34) for path, _ in parts],
             edgecolor=COLOURS["paper"],
             linewidth=0.8,
         )
@@ -352,5 +353,6 @@ def accuracy(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], name: st
     )
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """The end of a text that is too long."""
     return text if len(text) <= most else "…" + text[1 - most :]

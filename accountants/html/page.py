@@ -3,38 +3,17 @@
 import dataclasses
 import math
 import os
-import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from accountants.errors import AccountingError
 from accountants.html import charts, curves
-from accountants.html.charts import Chart, Table
+from accountants.html.charts import Table
 from accountants.html.plots import power
+from accountants.html.render import Part, check_available, render, write
 from accountants.profile import Profile
 from accountants.report import caveats, profile_of, upper
 from accountants.runs import Run
 from accountants.statement import Item, headline, items
-from accountants.version import __version__
-
-HOW_TO_GET = "pip install jinja2 matplotlib"
-_HERE = Path(__file__).parent
-
-
-class ReportExtraMissingError(AccountingError):
-    """jinja2 or matplotlib is not installed. The message says how to get them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A titled group of charts, perhaps with a table of its own."""
-
-    title: str
-    charts: Sequence[Chart]
-    note: str = ""
-    table: Table | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +45,6 @@ class Section:
     merged: Table | None
 
 
-def available() -> bool:
-    """Whether the extra `report` is installed."""
-    from importlib.util import find_spec
-
-    return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
-
-
 def page(runs: Sequence[Run], *, public: bool = False) -> str:
     """The HTML of one run, or of several beside each other.
 
@@ -83,11 +55,7 @@ def page(runs: Sequence[Run], *, public: bool = False) -> str:
     Raises:
       ReportExtraMissingError: jinja2 or matplotlib is not installed.
     """
-    if not available():
-        raise ReportExtraMissingError(f"report.html needs jinja2 and matplotlib: {HOW_TO_GET}")
-    import jinja2
-    import markupsafe
-
+    check_available()
     runs = _named_apart([run.public() for run in runs] if public else list(runs))
     profiles = [profile_of(run.spent, run.document["accountant"])[1] for run in runs]
     spends = [curves.spend(run) for run in runs]
@@ -95,23 +63,14 @@ def page(runs: Sequence[Run], *, public: bool = False) -> str:
         _section(run, profile, spend, f"run{i}", alone=len(runs) == 1)
         for i, (run, profile, spend) in enumerate(zip(runs, profiles, spends, strict=True))
     ]
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        loader=jinja2.FileSystemLoader(_HERE),
-    )  # fmt: skip
-    environment.filters["code"] = lambda text: markupsafe.Markup(
-        re.sub(r"`([^`]*)`", r"<code>\1</code>", str(markupsafe.escape(text)))
-    )
-    environment.filters["upper"] = upper
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         title="Privacy report: "
         + " and ".join([", ".join(r.name for r in runs[:-1]), runs[-1].name] if runs[1:] else [runs[0].name]),
-        css=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         sections=sections,
         comparison=_comparison(runs, profiles, spends) if len(runs) > 1 else None,
         public=public,
         private=any(section.private for section in sections),
-        version=__version__,
     )
 
 
@@ -122,16 +81,7 @@ def write_page(path: str | os.PathLike[str], runs: Sequence[Run], *, public: boo
       ReportExtraMissingError: jinja2 or matplotlib is not installed.
       AccountingError: the file can't be written.
     """
-    text, target = page(runs, public=public), Path(path)
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".report-", delete=False) as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(stream.name, 0o666 & ~umask)
-        os.replace(stream.name, target)
-    except OSError as error:
-        raise AccountingError(f"can't write {target}: {error.strerror or error}") from error
+    write(path, page(runs, public=public))
 
 
 def _named_apart(runs: list[Run]) -> list[Run]:

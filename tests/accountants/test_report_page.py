@@ -11,13 +11,11 @@ import pytest
 
 import accountants as acc
 from accountants.__main__ import main
-from accountants.html import page as pages
+from accountants.html import render
 from accountants.html.page import page, write_page
 from accountants.runs import read_run
 from tests.accountants.made_runs import dpsgd_run, pate_run
-from tests.browser import CHROMIUM, Browser
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+from tests.browser import Browser, check_as_shown, needs_browser
 
 COMMON = {"components", "spend", "attack", "profile"}
 PRIVATE_DPSGD = {"clipped", "signal_to_noise", "loss"}
@@ -234,7 +232,7 @@ def test_merging_adds_up(tmp_path, capsys, dpsgd):
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(pages, "available", lambda: False)
+    monkeypatch.setattr(render, "available", lambda: False)
     run = dpsgd_run(tmp_path / "run")
     assert main(["report", str(run), "--html", str(tmp_path / "x.html")]) == 2
     error = capsys.readouterr().err.strip()
@@ -315,28 +313,10 @@ def both(dpsgd, pate, tmp_path_factory):
 @pytest.mark.parametrize("width", [1400, 390])
 def test_in_a_real_browser(both, width, dark):
     with Browser(width=width, dark=dark) as browser:
-        browser.open(both)
-        assert browser.messages == []
-        assert browser.requests == [both.as_uri()]
-        check_as_shown(browser, width)
+        check_as_shown(browser, both, width)
         assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(20, 23, 29)" if dark else "rgb(246, 245, 241)"
         )
-
-
-def check_as_shown(browser, width):
-    """Every chart is visible in one of its two sizes, nothing is wider than the screen, no text is cut off or unreadable."""
-    figures = browser.evaluate("document.querySelectorAll('figure').length")
-    visible = "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().width > 0)"
-    assert browser.evaluate(f"{visible}.length") == figures
-    assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    cut_off = """visible.flatMap(svg => { const box = svg.getBoundingClientRect();
-        return [...svg.querySelectorAll('text')].filter(t => { const r = t.getBoundingClientRect();
-            return r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1; })
-        .map(t => svg.closest('figure').id + ': ' + t.textContent) })""".replace("visible", visible)
-    assert browser.evaluate(cut_off) == []
-    small = f"Math.min(...{visible}.map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width))"
-    assert browser.evaluate(small) > 0.8  # of 12 pixels
 
 
 @needs_browser
@@ -375,10 +355,7 @@ def test_one_event_and_a_million(events, tmp_path, capsys):
     assert target.stat().st_size < 1_000_000
     assert set(Page(target.read_text()).charts) >= COMMON
     with Browser(width=390) as browser:
-        browser.open(target)
-        assert browser.messages == []
-        assert browser.requests == [target.as_uri()]
-        check_as_shown(browser, 390)
+        check_as_shown(browser, target, 390)
 
 
 def contrast(one: str, other: str) -> float:

@@ -92,6 +92,8 @@ def test_a_sweep_under_a_policy_adds_up_and_stops_at_the_ceiling(tmp_path):
     assert 1.5 < document["epsilon"] < 3.0
     assert report.verify(tmp_path / "sweep" / "privacy.json")["ok"]
     assert "plain composition" in (tmp_path / "sweep" / "privacy.md").read_text()
+    assert "trials/001/report.html" in (tmp_path / "sweep" / "summary.html").read_text()
+    assert (tmp_path / "sweep" / "report.html").exists()
     paths = {charge.path for charge in acc.read_ledger(tmp_path / "sweep" / "ledger.jsonl").charges}
     assert len(paths) == 2
     with acc.SharedBudget(tmp_path / "budget.jsonl") as budget:
@@ -115,6 +117,7 @@ def test_private_selection_releases_the_best_alone(tmp_path):
     assert 0.5 < document["epsilon"] < 3
     assert "private selection, not by composition" in (sweep_folder / "privacy.md").read_text()
     assert len(list(csv.DictReader((sweep_folder / "summary.csv").open()))) == 1
+    assert "private selection" in (sweep_folder / "summary.html").read_text().lower()
     _check_that_it_was_saved_anew(sweep_folder, ledger.head)
     assert stat.S_IMODE((sweep_folder / "private").stat().st_mode) == 0o700
     assert stat.S_IMODE((sweep_folder / "private" / "sweep.json").stat().st_mode) == 0o600
