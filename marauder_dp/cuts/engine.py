@@ -3,9 +3,9 @@
 1. The loss of one example is traced and cut (`walker`).
 2. One vmapped vector-Jacobian product with respect to the cuts gives every site's cotangents; with the recorded operands they
    hold all per-example gradients in factored form (`factors`).
-3. Sites are grouped by the parameters they share. A parameter with one site, which only moves and casts its entries, is never
-   written out if its rule has a form that need not be; `routes` chooses how. Otherwise the per-example gradients of the group
-   are written out, added over its sites, and carried back to the parameters.
+3. Sites are grouped by the parameters they share. A parameter whose sites only move and cast its entries is never written out
+   if its rules have a form that need not be, and one for all of its sites (`tied`); `routes` chooses how. Otherwise the
+   per-example gradients of the group are written out, added over its sites, and carried back to the parameters.
 4. The clipped sum is Σ c_i G_i from the same factors: no second backward pass (book-keeping: Bu et al. 2023).
 
 Clipping uses an upper bound of the norm that covers the rounding of forms in which terms cancel.
@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
-from marauder_dp.cuts.factors import HIGHEST, Outer, Rows, Size, combined, factored, wide_type, written_out
+from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Rows, Size, combined, factored, wide_type, written_out
+from marauder_dp.cuts.tied import joined, together
 from marauder_dp.cuts.walker import Data, Param, Site, UncuttableError, Walk
 
 Array = jax.Array
@@ -34,13 +35,13 @@ class Group:
       leaves: numbers of the parameters.
       sites: numbers of the sites.
       moved: whether each site's w only moves and casts the entries of one parameter.
-      alone: whether there is one site, with every entry of the one parameter in it once.
+      whole: whether, besides, each site has every entry of the one parameter in it once.
     """
 
     leaves: tuple[int, ...]
     sites: tuple[int, ...]
     moved: bool
-    alone: bool
+    whole: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +112,8 @@ def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:
     groups = []
     for shared, numbers in found:
         moved = all(sites[i].param.moved is not None for i in numbers)
-        first = sites[numbers[0]]
-        alone = moved and len(numbers) == 1 and len(shared) == 1 and first.w.size == leaves[min(shared)].size
-        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, alone))
+        whole = moved and all(sites[i].w.size == leaves[min(shared)].size for i in numbers)
+        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, whole))
     return groups
 
 
@@ -149,18 +149,18 @@ class Gradients:
 
     def _prepare(self, keep: int | None) -> None:
         found = self.cut
-        self.forms: dict[int, Outer | Rows] = {}  # by site
+        self.forms: dict[int, Factored] = {}  # by a group's first site, in the parameter's own shape
+        self._beside: dict[int, Rows] = {}  # likewise
         self._full: dict[int, Array] = {}  # by parameter: (batch, *shape), wide
         self._kept: dict[int, Array] = {}  # by site: products written out
         for group in found.groups:
-            if group.alone:
-                (i,) = group.sites
-                form = factored(found.sites[i], self._operands[i], self._cotangents[i])
-                if form is not None:
-                    self.forms[i] = form
-                    continue
-            if group.moved:
+            form, rows = (self._factored(group) if group.whole else None) or (None, None)
+            if form is not None:
+                self.forms[group.sites[0]] = form
+            elif group.moved:
                 self._add_moved(group)
+            if rows is not None:
+                self._beside[group.sites[0]] = rows
         rest = [group for group in found.groups if not group.moved]
         if rest:
             self._carry_back(rest)
@@ -172,6 +172,18 @@ class Gradients:
         for i, route in self.routes.items():
             if route.how == "kept":
                 self._kept[i] = products[i].written_out()
+
+    def _factored(self, group: Group) -> tuple[Factored, Rows | None] | None:
+        """One form for all sites of a parameter; None where there is none."""
+        (leaf,) = group.leaves
+        forms = []
+        for i in group.sites:
+            site = self.cut.sites[i]
+            form = factored(site, self._operands[i], self._cotangents[i])
+            if form is None:
+                return None
+            forms.append(_in_own_shape(form, _back(site, self.cut.leaves[leaf]), wide_type(self.cut.leaves[leaf])))
+        return joined(forms) if len(forms) > 1 else (forms[0], None)
 
     def _add_moved(self, group: Group) -> None:
         (leaf,) = group.leaves
@@ -220,9 +232,11 @@ class Gradients:
 
     def _size_of(self, site: int) -> Size:
         form = self.forms[site]
-        if site in self._kept:
-            return Size.written_out(self._kept[site])
-        return form.size(gram=self.routes[site].how == "gram") if isinstance(form, Outer) else form.size()
+        if not isinstance(form, Outer):
+            return form.size()
+        kept = site in self._kept
+        size = Size.written_out(self._kept[site]) if kept else form.size(gram=self.routes[site].how == "gram")
+        return together(size, form, self._beside[site]) if site in self._beside else size
 
     def weighted_sum(self, factors: Array, parts: Sequence[int] | None = None) -> PyTree:
         """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold.
@@ -235,13 +249,13 @@ class Gradients:
         sums = [jnp.zeros(leaf.shape, wide_type(leaf)) for leaf in self.cut.leaves]
         for group in self.cut.groups:
             if group.sites[0] in self.forms:
-                (i,), (leaf,) = group.sites, group.leaves
+                i, (leaf,) = group.sites[0], group.leaves
                 form, weights = self.forms[i], factors[parts[leaf]]
-                if i in self._kept:
-                    total = form.arrange(_weighted(weights, self._kept[i]))
-                else:
-                    total = form.weighted_sum(weights)
-                sums[leaf] = _back(self.cut.sites[i], self.cut.leaves[leaf])(total.astype(sums[leaf].dtype))
+                kept = self._kept.get(i)
+                total = form.weighted_sum(weights) if kept is None else form.arrange(_weighted(weights, kept))
+                if i in self._beside:
+                    total += self._beside[i].weighted_sum(weights)
+                sums[leaf] = total.astype(sums[leaf].dtype)
             else:
                 for leaf in group.leaves:
                     sums[leaf] = _weighted(factors[parts[leaf]], self._full[leaf])
@@ -252,6 +266,11 @@ def _weighted(factors: Array, each: Array) -> Array:
     # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
     used = jnp.where((factors != 0).reshape(-1, *[1] * (each.ndim - 1)), each, 0)
     return jnp.tensordot(factors, used, 1, precision=HIGHEST)
+
+
+def _in_own_shape(form: Factored, back: Callable[[Array], Array], dtype: Any) -> Factored:
+    """The form, arranged as the parameter instead of as w."""
+    return dataclasses.replace(form, arrange=lambda product: back(form.arrange(product).astype(dtype)))
 
 
 def _back(site: Site, leaf: Array) -> Callable[[Array], Array]:

@@ -95,13 +95,15 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
     names = tuple(paths[i] for i in group.leaves)
     counted = Counter(found.cut.sites[i].primitive for i in group.sites)
     rule = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counted.items())
-    form = found.forms.get(group.sites[0]) if group.alone else None
+    form = found.forms.get(group.sites[0])
     if form is not None:
         route = found.routes.get(group.sites[0])
         how = "rows" if route is None else route.how
         detail = ""
         if isinstance(form, Outer):
             detail = f" ({form.product.n} × {form.product.positions} positions, {form.product.p} × {form.product.d})"
+        if len(group.sites) > 1:
+            detail += f"; {len(group.sites)} uses together, cross terms included"
         return Row(names, rule, how, _WHY[how] + detail, route.kept if route else 0, route.flops if route else 0.0)
     entries = batch * sum(found.cut.leaves[i].size for i in group.leaves)
     if not group.moved:

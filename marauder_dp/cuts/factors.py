@@ -115,7 +115,7 @@ class Outer:
             unsure = unsure_a + unsure_g + self.a.shape[1] * float(jnp.finfo(square.dtype).eps) / 2
             return Size(square, jnp.zeros_like(lost), lost + unsure * jnp.sqrt(square))
         lengths = jnp.sum(jnp.sqrt(sizes_a) * jnp.sqrt(sizes_g), 2)
-        lost += _biased(_norm(lengths**2), sum(self.a.shape[2:] + self.g.shape[3:]))
+        lost += biased(_norm(lengths**2), sum(self.a.shape[2:] + self.g.shape[3:]))
         if not gram:
             square, unsure = sum_of_squares(self.written_out())
             return Size(square, jnp.sum(lengths**2, 1), lost + unsure * jnp.sqrt(square))
@@ -152,7 +152,7 @@ class Rows:
         same = (self.ids[:, :, None] == self.ids[:, None, :]) & inside[:, :, None]
         gram = jnp.einsum("btd,bsd->bts", self.g, self.g, precision=HIGHEST)
         lengths = jnp.sum(jnp.where(inside, jnp.sqrt(sum_of_squares(self.g, 2)[0]), 0), 1)
-        lost = _biased(lengths, sum(self.g.shape[1:]))
+        lost = biased(lengths, sum(self.g.shape[1:]))
         return Size(jnp.maximum(jnp.sum(jnp.where(same, gram, 0), (1, 2)), 0), lengths**2, lost)
 
     def weighted_sum(self, factors: Array) -> Array:
@@ -189,7 +189,7 @@ def written_out(site: Site, a: Values, g: Array) -> Array:
     return _wide(jax.vmap(one)(a, g))
 
 
-def _biased(lengths: Array, terms: int) -> Array:
+def biased(lengths: Array, terms: int) -> Array:
     """What sums of so many equal terms may be off by, all in the same direction.
 
     Measured, with room: up to 1/20 of a unit in the last place for each term, in the dot products of a CPU that adds one after

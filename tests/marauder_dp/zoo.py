@@ -207,6 +207,53 @@ def the_same_layer_twice():
 
 
 @member
+def a_layer_in_an_unrolled_loop():
+    def loss(p, x):
+        h = jnp.zeros(3)
+        for step in x:
+            h = jnp.tanh(h @ p["h"] + step @ p["x"])
+        return jnp.sum(h**2)
+
+    return loss, {"h": normal(3, 3), "x": normal(4, 3)}, normal(BATCH, 5, 4)
+
+
+@member
+def a_table_looked_up_twice_and_multiplied_twice():
+    def loss(e, i):
+        h = e[i] + jnp.sin(e[(i * i) % 7])
+        return jnp.sum(jnp.sin(jnp.tanh(h @ e.T) @ e))
+
+    return loss, normal(7, 3), whole(7, BATCH, 5)
+
+
+@member
+def a_layer_in_a_scan_and_after_it():
+    def loss(w, x):
+        h, _ = jax.lax.scan(lambda h, step: (jnp.tanh(h @ w + step), None), jnp.zeros(3), x)
+        return jnp.sum(jnp.sin(h @ w))
+
+    return loss, normal(3, 3), normal(BATCH, 5, 3)
+
+
+@member
+def the_same_convolution_twice():
+    def loss(w, x):
+        conv = lambda x: jax.lax.conv(x[None], w, (1, 1), "SAME")[0]
+        return jnp.sum(jnp.sin(conv(jnp.tanh(conv(x)))))
+
+    return loss, normal(2, 2, 3, 3), normal(BATCH, 2, 5, 5)
+
+
+@member
+def heads_in_two_layouts():
+    def loss(w, x):
+        y = jnp.einsum("tnp,npd->tnd", x, w)
+        return jnp.sum(jnp.sin(jnp.einsum("tnd,npd->ntp", jnp.tanh(y), w)))
+
+    return loss, normal(2, 3, 4), normal(BATCH, 5, 2, 3)
+
+
+@member
 def a_product_of_two_parameters():
     return lambda p, x: jnp.sum(jnp.sin(x @ (p["a"] @ p["b"]))), {"a": normal(4, 2), "b": normal(2, 3)}, normal(BATCH, 6, 4)
 
