@@ -11,7 +11,7 @@ with n independent products (heads, groups, stacked layers) and T positions at w
 * *dot_general*: batch dimensions are n; free dimensions of a are T; contracted ones p; free dimensions of w d.
 * *conv_general_dilated*: w meets the patch of a at each output position. Output positions are T, groups n, a patch p, output
   channels d. Patches are gathered, not convolved for: vmapped, that would be a grouped convolution, ten times slower on CPU.
-* *gather* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
+* *gather*, *dynamic_slice* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
 * anything else: G written out by transposing L.
 
 In a scan, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
@@ -300,19 +300,41 @@ def _channels_last(x: Array, spec: tuple[int, ...]) -> Array:
 
 def _gather(site: Site, a: Values, g: Array) -> Rows | None:
     numbers, table = site.eqn.params["dimension_numbers"], site.w.shape
+    clips = "CLIP" in str(site.eqn.params["mode"]).upper()
+    collapsed, starts = tuple(numbers.collapsed_slice_dims), tuple(numbers.start_index_map)
+    last = len(site.y.shape)
     rows_only = (
-        numbers.start_index_map == (0,)
-        and numbers.collapsed_slice_dims == (0,)
+        tuple(site.eqn.params["slice_sizes"]) == (1, *table[1:])
+        # Starts in other dimensions are clipped to 0, or may point outside.
+        and (starts == (0,) or (clips and 0 in starts))
+        and collapsed in ((), (0,))
         and not getattr(numbers, "operand_batching_dims", ())
-        and tuple(site.eqn.params["slice_sizes"]) == (1, *table[1:])
         # The dimensions of a row come last in y.
-        and tuple(numbers.offset_dims) == tuple(range(len(site.y.shape) - len(table) + 1, len(site.y.shape)))
-        and "CLIP" not in str(site.eqn.params["mode"]).upper()
+        and tuple(numbers.offset_dims) == tuple(range(last - len(table) + len(collapsed), last))
     )
     if site.scans or not rows_only or len(a) != 1:
         return None
-    ids = a[0].reshape(a[0].shape[0], math.prod(a[0].shape[1:]))
-    ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids  # the number of rows has to fit
+    ids = _as_ids(a[0][..., starts.index(0)])
+    return _rows(site, jnp.clip(ids, 0, table[0] - 1) if clips else ids, g)
+
+
+def _dynamic_slice(site: Site, a: Values, g: Array) -> Rows | None:
+    """Whole rows from one on: a lookup of each of them."""
+    sizes, table = site.eqn.params["slice_sizes"], site.w.shape
+    if site.scans or not table or tuple(sizes[1:]) != table[1:] or 1 not in site.data:
+        return None
+    first = jnp.clip(_as_ids(a[site.data.index(1)]), 0, table[0] - sizes[0])
+    return _rows(site, first[:, None] + jnp.arange(sizes[0]), g)
+
+
+def _as_ids(index: Array) -> Array:
+    """Integers that the number of rows fits in."""
+    return index.astype(jnp.int32) if index.dtype.itemsize < 4 else index
+
+
+def _rows(site: Site, ids: Array, g: Array) -> Rows:
+    table = site.w.shape
+    ids = ids.reshape(len(ids), math.prod(ids.shape[1:]))
     return Rows(ids, _wide(g).reshape(*ids.shape, math.prod(table[1:])), lambda rows: rows.reshape(table), table[0])
 
 
@@ -320,4 +342,5 @@ _RULES: dict[str, Callable[[Site, Values, Array], Factored | None]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _convolution,
     "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
 }

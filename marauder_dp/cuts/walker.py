@@ -29,6 +29,7 @@ _LINEAR = {
     "dot_general": (0, 1),
     "conv_general_dilated": (1,),
     "gather": (0,),
+    "dynamic_slice": (0,),
     "mul": (0, 1),
     "div": (0,),
     "add": (0, 1),
@@ -91,6 +92,7 @@ class Site:
       apply: (a, w) → y for one example, all steps of enclosing scans together.
       w, y: shapes and dtypes; stacked for sites in scans, w only where it is sliced.
       param: what w is. Its value is w.
+      data: which operands a are.
       scans: for each enclosing scan, outermost first, whether w is sliced there.
     """
 
@@ -101,6 +103,7 @@ class Site:
     w: jax.ShapeDtypeStruct
     y: jax.ShapeDtypeStruct
     param: Param
+    data: tuple[int, ...] = ()
     scans: tuple[bool, ...] = ()
 
 
@@ -168,7 +171,7 @@ class Walk:
             return _bind(eqn, [values[i] for i in range(len(ins))])[0]
 
         w, y = (_shape(var.aval) for var in (eqn.invars[operand], eqn.outvars[0]))
-        site = Site(eqn.primitive.name, eqn, operand, apply, w, y, ins[operand])
+        site = Site(eqn.primitive.name, eqn, operand, apply, w, y, ins[operand], tuple(data))
         return self._cut(site, tuple(ins[i].value for i in data))
 
     def identity(self, param: Param) -> Data:

@@ -158,6 +158,28 @@ def embedding_out_of_range():
 
 
 @member
+def embedding_sliced():
+    """As equinox looks rows up, one by one: slices whose starts are clipped."""
+
+    def loss(table, ids):
+        rows = jax.vmap(lambda i: jax.lax.dynamic_slice(table, (i - 1, i), (1, 3))[0])(ids)
+        return jnp.sum(jnp.sin(rows))
+
+    return loss, normal(4, 3), whole(7, BATCH, 6)
+
+
+@member
+def rows_by_dynamic_slice():
+    """Rows from one on, their first clipped; and a column, which is no row."""
+
+    def loss(table, i):
+        rows = jax.lax.dynamic_slice(table, (i, 1), (2, 3)) + table[2 * i - 3]
+        return jnp.sum(jnp.sin(rows)) + jnp.sum(jnp.cos(jax.lax.dynamic_slice(table, (0, i), (5, 1))))
+
+    return loss, normal(5, 3), whole(9, BATCH)
+
+
+@member
 def embedding_clipped():
     return lambda table, ids: jnp.sum(jnp.sin(jnp.take(table, ids, axis=0, mode="clip"))), normal(4, 3), whole(7, BATCH, 6)
 
