@@ -18,7 +18,7 @@ OUTSIDE = 1e-14
 _COARSE = 256  # points with which the tilt and the window are searched
 STAND_INS = 48
 """Measures of a batch with which tilt and window are searched, instead of all."""
-_CHERNOFF = np.geomspace(0.02, 20, 25)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
+_CHERNOFF = np.geomspace(0.02, 20, 13)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
 _GIVEN_UP = 5.0  # in log δ, of what the best tilt would give
 
 
@@ -42,14 +42,14 @@ class Cumulants:
     @classmethod
     def of(cls, parts: Sequence[tuple[Lattice, Array]], *, coarse: bool = False) -> "Cumulants":
         """Of lattice measures, all their points or blocks of them (for searches, where nothing depends on precision)."""
-        chosen = []
+        chosen, few = [], max(STAND_INS // len(parts), 2)
         for lattice, counts in parts:
             mass, losses = lattice.mass, lattice.losses
             if coarse and mass.shape[1] > 4 * _COARSE:
                 starts = _block_starts(mass.shape[1])
                 mass = np.add.reduceat(mass, starts, axis=1)
                 losses = losses[:, (starts + np.append(starts[1:], losses.shape[1])) // 2]
-            chosen.append(_some(mass, losses, counts) if coarse else (mass, losses, counts))
+            chosen.append(_some(mass, losses, counts, few) if coarse else (mass, losses, counts))
         result = cls(chosen)
         result._constant = sum(lattice.log_scale * float(counts.sum()) for lattice, counts in parts)
         return result
@@ -109,11 +109,11 @@ def _conversion(tilt: float) -> float:
     return float(special.xlogy(tilt, tilt)) - (tilt + 1) * math.log1p(tilt)
 
 
-def _some(mass: Array, losses: Array, counts: Array) -> tuple[Array, Array, Array]:
+def _some(mass: Array, losses: Array, counts: Array, few: int) -> tuple[Array, Array, Array]:
     """Few of a large batch's measures, each composed as often as those of like spread are together."""
-    if len(counts) <= STAND_INS:
+    if len(counts) <= max(STAND_INS, few):
         return mass, losses, counts
-    alike = np.array_split(np.argsort(np.sum(mass * losses**2, axis=1)), STAND_INS)
+    alike = np.array_split(np.argsort(np.sum(mass * losses**2, axis=1)), few)
     middle = [rows[len(rows) // 2] for rows in alike]
     return mass[middle], losses[middle], np.array([counts[rows].sum() for rows in alike])
 

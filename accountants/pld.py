@@ -25,7 +25,7 @@ from accountants.events import (
 from accountants.interval import Interval
 from accountants.mechanisms import Direction, directions, leaves
 from accountants.rdp import RdpAccountant
-from accountants.search import DeltaQuestion, EpsilonQuestion, Question, Search, grouped, rough_cumulants
+from accountants.search import DeltaQuestion, EpsilonQuestion, Question, Search, batches, grouped, rough_cumulants
 from accountants.single import curve
 
 Array = NDArray[np.float64]
@@ -125,7 +125,7 @@ def pair_divergence(event: DpEvent, relation: NeighbouringRelation, order: float
     Infinite losses are left out: what they cost is δ, not divergence.
     """
     found = [d for d in directions(tuple(leaves(event).items()), relation) if d.mechanisms]
-    return max((rough_cumulants(grouped(d), 1e-12)[0].value(order - 1) / (order - 1) for d in found), default=0.0)
+    return max((rough_cumulants(grouped(batches(d)), 1e-12)[0].value(order - 1) / (order - 1) for d in found), default=0.0)
 
 
 def check_rtol(rtol: float) -> float:
@@ -190,7 +190,7 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
         else:
             ordered = np.unique(epsilons)
             for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
-                search = Search(DeltaQuestion(float(anchor)), direction, rtol)
+                search = Search(DeltaQuestion(float(anchor)), batches(direction), rtol)
                 search.run(unless_below=0.0)
                 if search.compositions is None:
                     continue
@@ -217,7 +217,7 @@ def _worst(questions: list[Question], found: tuple[Direction, ...], rtol: float)
             exact = question.exact(direction.mechanisms[0].pair)
             lower, upper = max(lower, exact.lower), max(upper, exact.upper)
         elif direction.mechanisms:
-            searches.append(Search(question, direction, rtol))
+            searches.append(Search(question, batches(direction), rtol))
     for search in sorted(searches, key=lambda s: -s.guess):
         interval = search.run(unless_below=lower)
         lower, upper = max(lower, interval.lower), max(upper, interval.upper)

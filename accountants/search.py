@@ -11,6 +11,7 @@ What comes out is measured, not trusted: where the interval is wider than asked 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +41,14 @@ _LEVELS = 12
 _WIDEST = 300.0  # distance of lattice points, so that e to its power fits
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
+_MANY = 192  # mechanisms from which few stand in for them in searches
+_PART = 250  # of many, that share a lattice
 _FAR_OUT = 1e-6  # quantile by which mechanisms are alike
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 
 Parts = list[tuple[Lattice, Array]]
 Groups = list[tuple[Pair, Array]]
+Batches = list[list[Mechanism]]
 
 
 class EpsilonQuestion:
@@ -110,16 +114,16 @@ Question = EpsilonQuestion | DeltaQuestion
 class Search:
     """Finds a lattice on which one direction's question has a narrow enough answer."""
 
-    def __init__(self, question: Question, direction: Direction, rtol: float):
+    def __init__(self, question: Question, mechanisms: Batches, rtol: float):
         self._question, self._rtol = question, rtol
-        self._groups = grouped(direction)
+        self._groups = grouped(mechanisms)
         self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
-        few = stand_ins(direction)
+        few = stand_ins(mechanisms)
         self._rough, self._range, self._farthest = rough_cumulants(grouped(few), NEGLIGIBLE * 1e-20)
         self.guess, tilt = question.aim(self._rough)
         self._unit_step = self.last_unit_step = math.inf  # with which an interval would be 1 wide, as far as is known
-        if few is not direction and isinstance(question, EpsilonQuestion):
+        if few is not mechanisms and isinstance(question, EpsilonQuestion):
             # The Rényi bound may be far off, and a round of many mechanisms is dear: few of them tell where to aim.
             pilot = Search(question, few, _PILOT)
             if 0 < (found := pilot.run(0.0).upper) < self.guess:
@@ -301,32 +305,43 @@ def _steps(groups: Groups, step: float) -> tuple[float, list[float]]:
     return step, own
 
 
-def grouped(direction: Direction) -> Groups:
-    """Mechanisms of one family as one batch with the count of each."""
-    return [(_stacked(batch), np.array([float(m.count) for m in batch])) for batch in _families(direction)]
-
-
-def stand_ins(direction: Direction) -> Direction:
-    """Few mechanisms in the place of many, each as often as those of like spread are together: for searches."""
-    if all(len(batch) <= 4 * STAND_INS for batch in _families(direction)):
-        return direction
-    chosen: list[Mechanism] = []
-    for batch in _families(direction):
-        low, high = _stacked(batch).quantiles(*np.full((2, len(batch), 1), _FAR_OUT))
-        for alike in np.array_split(np.argsort((high - low)[:, 0]), min(STAND_INS, len(batch))):
-            count = sum(batch[i].count for i in alike)
-            chosen.append(dataclasses.replace(batch[alike[len(alike) // 2]], count=count))
-    return dataclasses.replace(direction, mechanisms=tuple(chosen))
-
-
-def _families(direction: Direction) -> list[list[Mechanism]]:
+def batches(direction: Direction) -> Batches:
+    """Mechanisms of one family together; many of them in parts of like spread, as a narrow loss needs fewer lattice points."""
     families: dict[object, list[Mechanism]] = {}
     for mechanism in direction.mechanisms:
         families.setdefault(mechanism.pair.family(), []).append(mechanism)
-    return list(families.values())
+    result = []
+    for family in families.values():
+        parts = 1 if len(family) <= _MANY else math.ceil(len(family) / _PART)
+        result += [[family[i] for i in part] for part in np.array_split(_by_spread(family, parts > 1), parts)]
+    return result
 
 
-def _stacked(batch: list[Mechanism]) -> Pair:
+def stand_ins(all_of_them: Batches) -> Batches:
+    """Few mechanisms in the place of many, each as often as those of like spread are together: for searches."""
+    if sum(map(len, all_of_them)) <= _MANY:
+        return all_of_them
+    few = []
+    for batch in all_of_them:
+        parts = min(len(batch), max(math.ceil(len(batch) * STAND_INS / sum(map(len, all_of_them))), 2))
+        alike = [[batch[i] for i in part] for part in np.array_split(_by_spread(batch), parts)]
+        few.append([dataclasses.replace(part[len(part) // 2], count=sum(m.count for m in part)) for part in alike])
+    return few
+
+
+def _by_spread(batch: Sequence[Mechanism], sort: bool = True) -> NDArray[np.int64]:
+    if not sort:
+        return np.arange(len(batch))
+    low, high = _stacked(batch).quantiles(*np.full((2, len(batch), 1), _FAR_OUT))
+    return np.argsort((high - low)[:, 0])
+
+
+def grouped(some: Batches) -> Groups:
+    """Each batch as one pair, with the count of each mechanism."""
+    return [(_stacked(batch), np.array([float(m.count) for m in batch])) for batch in some]
+
+
+def _stacked(batch: Sequence[Mechanism]) -> Pair:
     return batch[0].pair.stacked([m.pair for m in batch[1:]])
 
 
