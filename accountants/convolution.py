@@ -143,6 +143,8 @@ def _multiplied_out(transform: Complex, bound: Array, times: Array) -> tuple[Com
     A product of n rows rounds by less than n turns of a phase do, and by less than 1e-12 in a block. Underflow is `_TINY`.
     """
     once = times == 1
+    if once.sum() < 2:
+        return transform, bound, times
     with np.errstate(under="ignore"):
         both = [np.concatenate([x[~once], np.multiply.reduce(x[once], axis=0)[None]]) for x in (transform, bound)]
     return both[0], both[1], np.append(times[~once], 1.0)

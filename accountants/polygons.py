@@ -60,11 +60,12 @@ def lower_masses(
         cell = high_cell[row]
         atoms[row, end[row]] = above[row] + p1[row, cell + 1 :].sum() + p2[row, cell:].sum()
         p1[row, cell + 1 :] = p2[row, cell:] = e1[row, cell + 1 :] = e2[row, cell:] = 0.0
-    # A narrow measure on a lattice made for wider ones: chords over next to nothing can't be let down.
-    nothing = (np.cumsum(p1 + p2, axis=1) <= low_tail) & (grid.bottom < 0)[:, None] & (index[:-1] < end[:, None] - 2)
-    start = np.maximum(start, nothing.sum(axis=1))
-    for part in (p1, e1, p2, e2):
-        part[nothing] = 0.0
+    if (grid.bottom < 0).any():
+        # A narrow measure on a lattice made for wider ones: chords over next to nothing can't be let down.
+        nothing = (np.cumsum(p1 + p2, axis=1) <= low_tail) & (grid.bottom < 0)[:, None] & (index[:-1] < end[:, None] - 2)
+        start = np.maximum(start, nothing.sum(axis=1))
+        for part in (p1, e1, p2, e2):
+            part[nothing] = 0.0
     unmerged = np.copy(p1), np.copy(e1), np.copy(p2), np.copy(e2), np.copy(atoms)
     # Elsewhere the last cells become an atom at their lower end, as soon as it is not small beside its neighbours.
     p, merged_high = p1 + p2, np.zeros(k)
