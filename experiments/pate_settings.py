@@ -87,7 +87,7 @@ _MNIST = PatePreset(
     delta=1e-5,
     student_model="relu_cnn",
     student_steps=3000,
-    expected="about 98.3 % test accuracy at epsilon 3.2",
+    expected="about 98 % test accuracy at epsilon 3.2",
 )
 PRESETS = {
     "digits": PatePreset(
