@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Rows, Size, biased
+from marauder_dp.cuts.sums import sum_of_squares
 
 Array = jax.Array
 _DIGIT = 2**20  # whole numbers up to here are exact in float32
@@ -54,7 +55,9 @@ def together(size: Size, product: Outer, rows: Rows) -> Size:
     at = jnp.take_along_axis(product.a[:, 0], jnp.where(inside, rows.ids[:, None, :], 0).astype(jnp.int32), 2)
     inner = jnp.einsum("bsd,btd->bst", product.g[:, 0], rows.g, precision=HIGHEST)
     cross = jnp.sum(jnp.where(inside, at * inner, 0), (1, 2))
-    lengths = jnp.sqrt(jnp.maximum(size.square, size.scale)) + jnp.sqrt(jnp.maximum(own.square, own.scale))
+    # What terms of the cross term, and of both squares, are made of: they may cancel.
+    lengths_a, lengths_g = (jnp.sqrt(sum_of_squares(x, 3)[0]) for x in (product.a, product.g))
+    lengths = jnp.sum(lengths_a * lengths_g, (1, 2)) + jnp.sqrt(own.scale)
     lost = size.lost + own.lost + biased(lengths, product.a.shape[2] + sum(rows.g.shape[1:]))
     return Size(jnp.maximum(size.square + own.square + 2 * cross, 0), lengths**2, lost)
 
