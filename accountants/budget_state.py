@@ -69,8 +69,12 @@ class Reservation:
 
     def counts(self, scope: str) -> dict[DpEvent, int]:
         """Events that count in a scope, each with its number."""
-        full = not self.committed or (self.filters[scope].exact and any(self.drawn.values()))
+        full = self.in_full(scope)
         return added(((c.event, c.count if full else self.drawn[c.path]) for c in self.charges), {})
+
+    def in_full(self, scope: str) -> bool:
+        """Whether all that is reserved counts in a scope, or only what was drawn."""
+        return not self.committed or (self.filters[scope].exact and any(self.drawn.values()))
 
 
 class BudgetState:
@@ -149,6 +153,11 @@ class BudgetState:
         """ε that counts against a scope's ceiling, at its δ."""
         order, alone = self._orders.get(scope.name), self._holders.get(scope.name) == 1
         return scopes.spent_epsilon(scope, self.terms.neighbouring_relation, self._counts(scope), order, alone)
+
+    def shares(self, scope: Scope) -> dict[str, float]:
+        """Reservation → its share of what is spent in a scope; see `scopes.shares`."""
+        parts = {r.id: r.counts(scope.name) for r in self.reservations.values() if scope.name in r.filters}
+        return scopes.shares(parts, self._orders.get(scope.name), self.terms.neighbouring_relation)
 
     def _counts(self, scope: Scope) -> dict[DpEvent, int]:
         return self._held[scope.name] if self._holders.get(scope.name) else {}

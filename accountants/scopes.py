@@ -190,6 +190,19 @@ def spent_epsilon(scope: Scope, relation: NeighbouringRelation, held: Counts, or
     return RdpAccountant((order,), neighbouring_relation=relation).convert(np.array([spent]), scope.ceiling.delta)[0]
 
 
+def shares(parts: Mapping[str, Counts], order: float | None, relation: NeighbouringRelation) -> dict[str, float]:
+    """How much of what is spent in a scope is each part's: Rényi divergences at the scope's order add up, where epsilons don't.
+
+    Only parts that spent something are in it. It is empty where nothing is finite to share.
+    """
+    spenders = {name: counts for name, counts in parts.items() if any(counts.values())}
+    if len(spenders) < 2 or not order:
+        return dict.fromkeys(spenders, 1.0) if len(spenders) == 1 else {}
+    costs = {name: _divergence(counts, order, relation) for name, counts in spenders.items()}
+    total = math.fsum(costs.values())
+    return {name: cost / total for name, cost in costs.items()} if 0 < total < math.inf else {}
+
+
 def _divergence(counts: Counts, order: float, relation: NeighbouringRelation) -> float:
     return math.fsum(count * _of_one(event, order, relation) for event, count in counts.items() if count) * (1 + 1e-12)
 

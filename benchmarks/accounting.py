@@ -29,8 +29,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import scipy.fft  # noqa: F401  our accountants import both when they first need them; each call here is a process of its own
-import scipy.special  # noqa: F401
+import scipy.fft  # our accountants import both when they first need them; each call here is a process of its own
+import scipy.special
 
 import accountants
 from accountants import (

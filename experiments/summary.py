@@ -86,19 +86,21 @@ def page(folder: Path, document: Mapping[str, Any], outcomes: Sequence[Outcome],
 
 def _table(folder: Path, outcomes: Sequence[Outcome], metric: str) -> Table:
     """Best first; a trial's name leads to its report, if there is one beside the page."""
-    names = [name for name, _ in outcomes[0].trial.choice]
+    names, several = [name for name, _ in outcomes[0].trial.choice], len(outcomes) > 1
     ordered = sorted(outcomes, key=lambda o: (o.code != 0, -(o.score if o.score is not None else -math.inf)))
     rows = [
         [
-            _name(folder, outcome) if len(outcomes) > 1 else "best",
+            _name(folder, outcome) if several else "best",
             *(value for _, value in outcome.trial.choice),
             "–" if outcome.score is None else f"{outcome.score:.6g}",
-            "–" if outcome.epsilon is None else upper(outcome.epsilon),
+            *(["–" if outcome.epsilon is None else upper(outcome.epsilon)] if several else []),
             "done" if outcome.code == 0 else f"exit code {outcome.code}",
         ]
         for outcome in ordered
     ]
-    return Table(["trial", *names, metric, "ε alone", "state"], rows, words=(*range(1, len(names) + 1), len(names) + 3))
+    # The best alone cost what the whole did, and no less.
+    head = ["trial", *names, metric, *(["ε alone"] if several else []), "state"]
+    return Table(head, rows, words=(*range(1, len(names) + 1), len(head) - 1))
 
 
 def _name(folder: Path, outcome: Outcome) -> "str | Markup":

@@ -39,7 +39,7 @@ class Outcome:
     Attributes:
       trial: that ran.
       code: of its exit: 0 done, 3 the budget would have been exceeded, …
-      score: the last test metric; None where there is none.
+      score: the last test metric that is marked public; None where there is none.
       epsilon: as its own privacy.json has it; None where there is none.
     """
 
@@ -134,7 +134,7 @@ def _score(folder: Path, metric: str) -> float | None:
     try:
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line)
-            if (row["split"], row["name"]) == ("test", metric):
+            if (row["split"], row["name"]) == ("test", metric) and row.get("private") is False:  # no mark is private, too
                 score = float(row["value"])
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -1,28 +1,27 @@
 """The page of a data set's budget: what is spent of each ceiling and by whom, under which terms."""
 
 import collections
+import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from accountants.budget_state import BudgetState, Reservation
-from accountants.html import plots
-from accountants.html.charts import Chart, Table, chart, short
+from accountants.html import budget_charts
+from accountants.html.budget_charts import LONGEST, Filling
+from accountants.html.charts import Table, short
 from accountants.html.plots import power
 from accountants.html.render import Part, check_available, render, write
-from accountants.html.svg import COLOURS
-from accountants.policy import ALL
+from accountants.policy import ALL, Ceiling
 from accountants.report import upper
-from accountants.scopes import REST, Scope
+from accountants.scopes import REST
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from markupsafe import Markup
 
-_SHOWN = 24
-"""Ceilings that get a bar."""
-_LISTED = 500
-"""Reservations that get a row of their own."""
+_LISTED = 200
+"""Runs that get a row of their own."""
 
 _NOT_COVERED = (
     "Whatever was computed from the data without asking the budget: it can't know of it.",
@@ -38,25 +37,23 @@ def budget_page(state: BudgetState) -> str:
       ReportExtraMissingError: jinja2 or matplotlib is not installed.
     """
     check_available()
-    scopes = state.terms.scopes()
-    spent = {scope.name: state.spent(scope) for scope in scopes}
-    reservations = list(state.reservations.values())
-    still_open = sum(not r.committed for r in reservations)
-    warnings = []
-    if any(not math.isfinite(value) for value in spent.values()):
-        warnings.append("Something was released without noise: there is no guarantee for the units that it came from.")
+    fillings = budget_charts.fillings(state)
     unit = state.terms.unit
+    warnings = []
+    if any(not math.isfinite(filling.spent) for filling in fillings):
+        warnings.append(f"Something was released without noise: there is no guarantee for any {unit} that it came from.")
+    drawn = [budget_charts.ceilings(fillings), budget_charts.by_run(state, fillings)]
     return render(
         "plain.html.j2",
         title=f"Privacy budget: {state.policy['name']}",
-        kind="Privacy budget",
+        kind="Privacy budget" + ", sealed" * state.sealed,
         name=str(state.policy["name"]),
         warnings=warnings,
         headline=f"Everything released from these data protects one {unit}, under {state.terms.neighbouring_relation}.",
-        cards=_cards(state, scopes, spent, still_open),
+        cards=_cards(state, fillings),
         parts=[
-            Part("What is spent of each ceiling", [_ceilings(scopes, spent)]),
-            _by_whom(reservations),
+            Part("What is spent of each ceiling", [each for each in drawn if each is not None]),
+            _by_whom(list(state.reservations.values())),
             *_terms(state),
         ],
         not_covered=_NOT_COVERED,
@@ -77,118 +74,115 @@ def write_budget_page(path: str | os.PathLike[str], state: BudgetState) -> None:
     write(path, budget_page(state))
 
 
-def _cards(state: BudgetState, scopes: Sequence[Scope], spent: dict[str, float], still_open: int) -> list[tuple[str, str, str]]:
-    whole = [scope for scope in scopes if not scope.purpose]
-    worst = max(whole, key=lambda scope: spent[scope.name] / scope.ceiling.epsilon)
-    of_whom = {ALL: "of everybody", REST: "of those in no cohort"}.get(worst.units, f"of the cohort {worst.units}")
-    share = spent[worst.name] / worst.ceiling.epsilon
-    cards = [
+def _cards(state: BudgetState, fillings: Sequence[Filling]) -> list[tuple[str, str, str]]:
+    worst = max((filling for filling in fillings if not filling.scope.purpose), key=lambda filling: filling.full)
+    scope = worst.scope
+    of_whom = {ALL: "for everybody", REST: "for those in no cohort"}.get(scope.units, f"for the cohort {scope.units}")
+    share = f": {worst.full:.0%} of the ceiling." if math.isfinite(worst.full) else "."
+    still_open = sum(not r.committed for r in state.reservations.values())
+    return [
         (
-            "Most is spent",
-            f"ε ≤ {upper(spent[worst.name])} of {worst.ceiling.epsilon:g}",
-            f"{of_whom}, at δ = {power(worst.ceiling.delta)}"
-            + (f": {share:.0%} of the ceiling." if math.isfinite(share) else "."),
+            "Fullest ceiling",
+            f"ε ≤ {upper(worst.spent)} of {scope.ceiling.epsilon:g}",
+            f"{of_whom}, at δ = {power(scope.ceiling.delta)}{share}",
         ),
         ("Protects", f"one {state.terms.unit}", f"under {state.terms.neighbouring_relation}, in everything that is released."),
-    ]
-    cards.append(
         (
             "Reservations",
             f"{len(state.reservations):,}",
-            f"{still_open:,} of them open: they count in full until they end."
-            if still_open
-            else "All of them have ended: they count with what was released.",
-        )
-    )
-    cards.append(
-        ("State", "sealed", "No more charges, ever.")
-        if state.sealed
-        else ("State", "in use", "What would pass a ceiling is refused beforehand.")
-    )
-    return cards
+            f"{still_open:,} of them open: they count in full until they end." if still_open else "None of them is open.",
+        ),
+        (
+            "State",
+            "sealed" if state.sealed else "in use",
+            ("No more charges, ever." if state.sealed else "What would pass a ceiling is refused beforehand.")
+            + f" Head {state.head[:12]}…, in full at the end.",
+        ),
+    ]
 
 
-def _ceilings(scopes: Sequence[Scope], spent: dict[str, float]) -> Chart:
-    """A bar each: what is spent, and what is left to the ceiling."""
-    fullest = sorted(scopes, key=lambda s: -spent[s.name] / s.ceiling.epsilon)
-    shown = [scope for scope in scopes if scope in fullest[:_SHOWN]]
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Reservations of one run that differ in nothing but their components."""
 
-    def draw(figure: "Figure") -> None:
-        ax = plots.axes(figure, left=18, right=22, top=plots.legend_room(2, 2))
-        for i, scope in enumerate(shown):
-            share, y = min(spent[scope.name] / scope.ceiling.epsilon, 1.0), -float(i)
-            name = short(scope.name, 20 if plots.narrow(figure) else 44)
-            what = f"{name}: {upper(spent[scope.name])} of {scope.ceiling.epsilon:g}"
-            ax.text(0, y + 0.3, what, va="center", fontweight="bold" if not scope.purpose else "normal")
-            ax.barh(y, 1.0, height=0.26, color=COLOURS["grid"])
-            ax.barh(y, share, height=0.26, color=COLOURS["s0" if scope.purpose == "" else "s1"])
-        ax.barh(0, 0, color=COLOURS["s0"], label="for everything")
-        ax.barh(0, 0, color=COLOURS["s1"], label="for one purpose")
-        ax.set(yticks=[], xlim=(0, 1.005), ylim=(0.45 - len(shown), 0.55), xlabel="of the ceiling on ε")
-        ax.spines["left"].set_visible(False)
-        ax.grid(False)
-        plots.percent_ticks(ax, "x")
-        plots.legend_above(figure, 2)
+    key: tuple[str, ...]
+    reservations: Sequence[Reservation]
 
-    rows = [[s.name, upper(spent[s.name]), f"{s.ceiling.epsilon:g}", f"{s.ceiling.delta:g}"] for s in scopes]
-    left_out = f" The {len(shown)} fullest are drawn." if len(shown) < len(scopes) else ""
-    return chart(
-        draw,
-        name="ceilings",
-        title="Spent and left",
-        note="What is released from one cohort costs the others nothing: each has a ceiling of its own. A purpose is a part "
-        f"of a ceiling.{left_out}",
-        alt="Bars: "
-        + "; ".join(f"{s.name} has spent ε = {upper(spent[s.name])} of {s.ceiling.epsilon:g}" for s in shown)
-        + ".",
-        table=Table(["ceiling", "spent ε", "of ε", "at δ"], rows),
-        height=(96 + 42 * len(shown), 96 + 42 * len(shown)),
-    )
+    @property
+    def open(self) -> bool:
+        return any(not r.committed for r in self.reservations)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Events reserved, and released."""
+        return sum(c.count for r in self.reservations for c in r.charges), sum(sum(r.drawn.values()) for r in self.reservations)
+
+    def state(self) -> "str | Markup":
+        import markupsafe
+
+        if self.open:
+            return markupsafe.Markup("<strong>open</strong>: counts in full")
+        return "ended, counts in full" if any(r.in_full(s) for r in self.reservations for s in r.filters) else "ended"
+
+    def cells(self) -> list[str]:
+        _, run, release, cohort, purpose = self.key
+        paths = sorted({charge.path for r in self.reservations for charge in r.charges})
+        names = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+        counts = (f"{count:,}" for count in self.counted)
+        return [short(run, LONGEST) or "–", self.state(), release, cohort, purpose or "–", names, *counts]
 
 
 def _by_whom(reservations: Sequence[Reservation]) -> Part:
-    """A row for each reservation; those of one run are together."""
+    """A row for each run and what it released, the latest at the end; open ones are there however old."""
     if not reservations:
         return Part("By whom", [], "Nothing is reserved.")
-    runs: dict[tuple[str, ...], list[Reservation]] = collections.defaultdict(list)
+    runs: Mapping[tuple[str, ...], list[Reservation]] = collections.defaultdict(list)
     for r in reservations:
         runs[r.id.partition(".")[0], r.run, r.release, r.cohort, r.purpose].append(r)
-    rows = [_row(run, release, cohort, purpose, parts) for (_, run, release, cohort, purpose), parts in runs.items()]
-    more = len(rows) - _LISTED
-    if more > 0:
-        rows = [*rows[-_LISTED:], [f"{more:,} earlier ones", *[""] * 7]]
-    note = "What is open counts in full, what has ended with what was released; events of one run are together."
-    head = ["run", "what", "cohort", "purpose", "components", "reserved", "released", "state"]
-    return Part("By whom", [], note, Table(head, rows, words=(1, 2, 3, 4, 7)))
+    rows = [_Row(key, parts) for key, parts in runs.items()]
+    listed = set(sorted(range(len(rows)), key=lambda i: (rows[i].open, i))[-_LISTED:])
+    shown = [row.cells() for i, row in enumerate(rows) if i in listed]
+    folded = [row for i, row in enumerate(rows) if i not in listed]
+    note = (
+        "What is open counts with all that is reserved; what has ended, with what was released, unless it fitted below a "
+        "ceiling only alone: then in full too."
+    )
+    if folded:
+        shown.insert(0, _sum(folded))
+        note += " The latest are listed, and whatever is open; budget show --json has all."
+    head = ["run", "state", "what", "cohort", "purpose", "components", "reserved", "released"]
+    return Part("By whom", [], note, Table(head, shown, words=(0, 1, 2, 3, 4, 5)))
 
 
-def _row(run: str, release: str, cohort: str, purpose: str, parts: Iterable[Reservation]) -> list[str]:
-    parts = list(parts)
-    paths = sorted({charge.path for r in parts for charge in r.charges})
-    reserved, drawn = sum(c.count for r in parts for c in r.charges), sum(sum(r.drawn.values()) for r in parts)
-    still_open = any(not r.committed for r in parts)
-    names = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
-    return [
-        run or "–",
-        release,
-        cohort,
-        purpose or "–",
-        names,
-        f"{reserved:,}",
-        f"{drawn:,}",
-        "open: counts in full" if still_open else "ended",
-    ]
+def _sum(rows: Sequence[_Row]) -> list[str]:
+    still_open = sum(row.open for row in rows)
+    reserved, released = (sum(counts) for counts in zip(*(row.counted for row in rows), strict=True))
+    state = f"{still_open:,} open" if still_open else "ended"
+    return [f"{len(rows):,} earlier ones", state, "", "", "", "", f"{reserved:,}", f"{released:,}"]
 
 
 def _terms(state: BudgetState) -> list[Part]:
     """What the policy says."""
-    policy = state.policy
-    release = [[kind, str(whom)] for kind, whom in policy["release"].items()]
+    policy, purposes = state.policy, state.terms.purposes
+    release = [
+        [
+            kind,
+            str(whom),
+            ", ".join(name for name, (_, kinds) in purposes.items() if kind in kinds) or ("–" if purposes else "any"),
+        ]
+        for kind, whom in policy["release"].items()
+    ]
     described = str(policy["description"]) or "The policy identifies the data by a fingerprint, which stays beside them."
     public = ", ".join(map(str, policy["public"])) or "nothing"
-    note = f"{described.rstrip('.')}. What counts as public: {public}."
-    parts = [Part("Terms", [], note, Table(["what may be released", "to whom"], release, words=(1,)))]
-    if policy["cohorts"]:
-        rows = [[name, f"{cohort['rows']['number']:,}"] for name, cohort in policy["cohorts"].items()]
-        parts.append(Part("Cohorts", [], "Disjoint, by number of rows.", Table(["cohort", "rows"], rows)))
-    return parts
+    note = f"{described.rstrip('.')}. What counts as public: {public}. Nothing else than this may be released:"
+    whole = "units in no cohort; no cohort may have more" if policy["cohorts"] else "everything"
+    limits: list[tuple[str, Ceiling, str]] = [("the whole", state.terms.ceiling, whole)]
+    for name, ceiling in state.terms.cohorts.items():
+        limits.append((f"cohort {name}", ceiling, f"{policy['cohorts'][name]['rows']['number']:,} rows"))
+    for name, (ceiling, kinds) in purposes.items():
+        limits.append((f"purpose {name}", ceiling, f"part of each of the above, for {', '.join(kinds)}"))
+    rows = [[name, f"{ceiling.epsilon:g}", f"{ceiling.delta:g}", what] for name, ceiling, what in limits]
+    return [
+        Part("Terms", [], note, Table(["what may be released", "to whom", "for which purposes"], release, words=(0, 1, 2))),
+        Part("Ceilings", [], "Fixed when the budget began.", Table(["of", "ε", "δ", "holds for"], rows, words=(0, 3))),
+    ]

@@ -22,7 +22,7 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Figures behind a chart. The first column holds names, and so do those in `words`; the others hold numbers."""
+    """Figures behind a chart. The first column holds names; those in `words` hold text that may be long, the others numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -354,5 +354,6 @@ def accuracy(runs: Sequence[tuple[str, Sequence[tuple[float, float]]]], name: st
 
 
 def short(text: str, most: int) -> str:
-    """The end of a text that is too long."""
+    """The end of a text that is too long; what can't be drawn, or turns what follows around, is a question mark."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= most else "…" + text[1 - most :]

@@ -78,11 +78,17 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     """
     target = Path(path)
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".report-", delete=False) as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(stream.name, 0o666 & ~umask)
-        os.replace(stream.name, target)
+        fd, partial = tempfile.mkstemp(dir=target.parent, prefix=".report-")
+        try:
+            # A name may hold what is no character, such as half of one that a program cut in two.
+            with open(fd, "w", encoding="utf-8", errors="replace") as stream:
+                stream.write(text)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(partial, 0o666 & ~umask)
+            os.replace(partial, target)
+        except BaseException:
+            os.unlink(partial)
+            raise
     except OSError as error:
         raise AccountingError(f"can't write {target}: {error.strerror or error}") from error

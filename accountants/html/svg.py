@@ -5,6 +5,7 @@ Figures are drawn in stand-in colours, one for each CSS variable of the page; in
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ WIDE, NARROW = (620.0, 350.0), (350.0, 300.0)
 """Sizes in CSS pixels, for screens from 640 pixels on and below."""
 
 _STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.fonttype": "none",
     "svg.hashsalt": "accountants",
     "font.size": 12.0,
@@ -62,7 +64,8 @@ def inline(draw: Draw, name: str, label: str, size: tuple[float, float] = WIDE) 
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text is drawn by the browser, in its own fonts
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
         draw(figure)
         stream = io.StringIO()

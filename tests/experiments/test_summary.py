@@ -1,11 +1,12 @@
 """The page of a sweep."""
 
+import json
 import re
 
 import pytest
 
 from accountants import GaussianDpEvent, Ledger, read_ledger, report
-from experiments import summary
+from experiments import summary, trials
 from experiments.trials import Outcome, Trial
 from tests.browser import Browser, check_as_shown, needs_browser
 
@@ -47,6 +48,15 @@ def test_the_best_alone(sweep):
     assert "<figure" not in html
     assert "<a href=" not in html
     assert "Trials" not in html
+    assert "ε alone" not in html  # less than what choosing it cost
+
+
+def test_only_scores_that_are_marked_public_count(tmp_path):
+    """As in report.html: a missing mark is a private one."""
+    rows = [{"value": 0.7, "private": False}, {"value": 0.8, "private": True}, {"value": 0.9}]
+    lines = [json.dumps({"step": i, "split": "test", "name": "accuracy", **row}) for i, row in enumerate(rows)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert trials._score(tmp_path, "accuracy") == 0.7
 
 
 def test_without_the_extra_a_line_says_how_to_get_it(sweep, monkeypatch, capsys):
