@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import scipy.fft  # our accountants import both when they first need them; each call here is a process of its own
-import scipy.special
+import scipy.special  # noqa: F401
 
 import accountants
 from accountants import (
