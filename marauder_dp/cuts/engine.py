@@ -4,7 +4,7 @@
 2. One vmapped vector-Jacobian product with respect to the cuts gives every site's cotangents; with the recorded operands they
    hold all per-example gradients in factored form (`factors`).
 3. Sites are grouped by the parameters they share. A parameter whose sites only move and cast its entries is never written out
-   if its rules have a form that need not be, and one for all of its sites (`tied`); `routes` chooses how. Otherwise the
+   if its rules have forms that need not be, and that fit together (`tied`); `routes` chooses how. Otherwise the
    per-example gradients of the group are written out, added over its sites, and carried back to the parameters.
 4. The clipped sum is Σ c_i G_i from the same factors: no second backward pass (book-keeping: Bu et al. 2023).
 
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
-from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Rows, Size, combined, factored, wide_type, written_out
-from marauder_dp.cuts.tied import joined, together
+from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Size, combined, factored, wide_type, written_out
+from marauder_dp.cuts.tied import Part, joined, together
 from marauder_dp.cuts.walker import Data, Param, Site, UncuttableError, Walk
 
 Array = jax.Array
@@ -35,13 +35,13 @@ class Group:
       leaves: numbers of the parameters.
       sites: numbers of the sites.
       moved: whether each site's w only moves and casts the entries of one parameter.
-      whole: whether, besides, each site has every entry of the one parameter in it once.
+      once: whether, besides, no site has an entry of the parameter in it more than once.
     """
 
     leaves: tuple[int, ...]
     sites: tuple[int, ...]
     moved: bool
-    whole: bool
+    once: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:
     groups = []
     for shared, numbers in found:
         moved = all(sites[i].param.moved is not None for i in numbers)
-        whole = moved and all(sites[i].w.size == leaves[min(shared)].size for i in numbers)
-        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, whole))
+        once = moved and all(sites[i].param.once for i in numbers)
+        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, once))
     return groups
 
 
@@ -123,8 +123,8 @@ class Gradients:
     Attributes:
       cut: the loss, cut.
       losses: (batch,).
-      forms: factored gradients, by site.
-      routes: how products are treated, by site.
+      parts: factored gradients, by their first site.
+      routes: how products are treated, by their first site.
     """
 
     def __init__(self, loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree, *, keep: int | None = None):
@@ -149,22 +149,19 @@ class Gradients:
 
     def _prepare(self, keep: int | None) -> None:
         found = self.cut
-        self.forms: dict[int, Factored] = {}  # by a group's first site, in the parameter's own shape
-        self._beside: dict[int, Rows] = {}  # likewise
+        self.parts: dict[int, Part] = {}
         self._full: dict[int, Array] = {}  # by parameter: (batch, *shape), wide
         self._kept: dict[int, Array] = {}  # by site: products written out
         for group in found.groups:
-            form, rows = (self._factored(group) if group.whole else None) or (None, None)
-            if form is not None:
-                self.forms[group.sites[0]] = form
+            parts = self._factored(group) if group.once else None
+            if parts is not None:
+                self.parts |= parts
             elif group.moved:
                 self._add_moved(group)
-            if rows is not None:
-                self._beside[group.sites[0]] = rows
         rest = [group for group in found.groups if not group.moved]
         if rest:
             self._carry_back(rest)
-        products = {i: form for i, form in self.forms.items() if isinstance(form, Outer)}
+        products = {i: part.form for i, part in self.parts.items() if isinstance(part.form, Outer)}
         works = [form.product for form in products.values()]
         if keep is None:
             keep = sum(form.g.nbytes for form in products.values())
@@ -173,17 +170,21 @@ class Gradients:
             if route.how == "kept":
                 self._kept[i] = products[i].written_out()
 
-    def _factored(self, group: Group) -> tuple[Factored, Rows | None] | None:
-        """One form for all sites of a parameter; None where there is none."""
+    def parts_of(self, group: Group) -> dict[int, Part]:
+        """Those of its sites; none where the gradients are written out."""
+        return {i: self.parts[i] for i in group.sites if i in self.parts}
+
+    def _factored(self, group: Group) -> dict[int, Part] | None:
+        """The gradient of a parameter, in parts; None where there is no shorter form."""
         (leaf,) = group.leaves
-        forms = []
+        forms = {}
         for i in group.sites:
             site = self.cut.sites[i]
             form = factored(site, self._operands[i], self._cotangents[i])
             if form is None:
                 return None
-            forms.append(_in_own_shape(form, _back(site, self.cut.leaves[leaf]), wide_type(self.cut.leaves[leaf])))
-        return joined(forms) if len(forms) > 1 else (forms[0], None)
+            forms[i] = _in_own_shape(form, _back(site, self.cut.leaves[leaf]), wide_type(self.cut.leaves[leaf]))
+        return joined(forms)
 
     def _add_moved(self, group: Group) -> None:
         (leaf,) = group.leaves
@@ -222,21 +223,20 @@ class Gradients:
         parts = [0] * len(self.cut.leaves) if parts is None else parts
         sizes: list[list[Size]] = [[] for _ in range(max(parts, default=0) + 1)]
         for group in self.cut.groups:
-            i = group.sites[0]
-            if i in self.forms:
-                sizes[parts[group.leaves[0]]].append(self._size_of(i))
-            else:
+            factored = self.parts_of(group)
+            sizes[parts[group.leaves[0]]] += [self._size_of(i) for i in factored]
+            if not factored:
                 for leaf in group.leaves:
                     sizes[parts[leaf]].append(Size.written_out(self._full[leaf]))
         return combined(sizes, self._size)
 
     def _size_of(self, site: int) -> Size:
-        form = self.forms[site]
+        form, beside, _ = self.parts[site]
         if not isinstance(form, Outer):
             return form.size()
         kept = site in self._kept
         size = Size.written_out(self._kept[site]) if kept else form.size(gram=self.routes[site].how == "gram")
-        return together(size, form, self._beside[site]) if site in self._beside else size
+        return size if beside is None else together(size, form, beside)
 
     def weighted_sum(self, factors: Array, parts: Sequence[int] | None = None) -> PyTree:
         """Σ_i factors_i g_i, a pytree like the parameters; examples with factor 0 count nothing, whatever they hold.
@@ -248,18 +248,20 @@ class Gradients:
         parts = [0] * len(self.cut.leaves) if parts is None else parts
         sums = [jnp.zeros(leaf.shape, wide_type(leaf)) for leaf in self.cut.leaves]
         for group in self.cut.groups:
-            if group.sites[0] in self.forms:
-                i, (leaf,) = group.sites[0], group.leaves
-                form, weights = self.forms[i], factors[parts[leaf]]
-                kept = self._kept.get(i)
-                total = form.weighted_sum(weights) if kept is None else form.arrange(_weighted(weights, kept))
-                if i in self._beside:
-                    total += self._beside[i].weighted_sum(weights)
-                sums[leaf] = total.astype(sums[leaf].dtype)
-            else:
-                for leaf in group.leaves:
-                    sums[leaf] = _weighted(factors[parts[leaf]], self._full[leaf])
+            factored = self.parts_of(group)
+            for leaf in group.leaves:
+                weights = factors[parts[leaf]]
+                if factored:
+                    sums[leaf] = sum((self._sum_of(i, weights) for i in factored), sums[leaf])
+                else:
+                    sums[leaf] = _weighted(weights, self._full[leaf])
         return self._treedef.unflatten(sums)
+
+    def _sum_of(self, site: int, factors: Array) -> Array:
+        form, beside, _ = self.parts[site]
+        kept = self._kept.get(site)
+        total = form.weighted_sum(factors) if kept is None else form.arrange(_weighted(factors, kept))
+        return total if beside is None else total + beside.weighted_sum(factors)
 
 
 def _weighted(factors: Array, each: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from marauder_dp.cuts.engine import Gradients, Group
 from marauder_dp.cuts.factors import Outer
+from marauder_dp.cuts.tied import Part
 from marauder_dp.cuts.walker import UncuttableError
 
 PyTree = Any
@@ -95,16 +96,14 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
     names = tuple(paths[i] for i in group.leaves)
     counted = Counter(found.cut.sites[i].primitive for i in group.sites)
     rule = ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counted.items())
-    form = found.forms.get(group.sites[0])
-    if form is not None:
-        route = found.routes.get(group.sites[0])
-        how = "rows" if route is None else route.how
-        detail = ""
-        if isinstance(form, Outer):
-            detail = f" ({form.product.n} × {form.product.positions} positions, {form.product.p} × {form.product.d})"
-        if len(group.sites) > 1:
-            detail += f"; {len(group.sites)} uses together, cross terms included"
-        return Row(names, rule, how, _WHY[how] + detail, route.kept if route else 0, route.flops if route else 0.0)
+    if parts := found.parts_of(group):
+        chosen = [found.routes[i] for i in parts if i in found.routes]
+        ways: dict[str, str] = {}
+        for i, part in parts.items():
+            how = found.routes[i].how if i in found.routes else "rows"
+            ways.setdefault(how, _WHY[how] + _detail(part))
+        why = "; ".join(ways.values()) + (f"; {len(parts)} parts without a common entry" if len(parts) > 1 else "")
+        return Row(names, rule, ", ".join(ways), why, sum(r.kept for r in chosen), sum((r.flops for r in chosen), 0.0))
     entries = batch * sum(found.cut.leaves[i].size for i in group.leaves)
     if not group.moved:
         why = "computed from parameters before use: each example's gradient is carried back through that"
@@ -113,3 +112,11 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
     else:
         why = "as large as what it meets, or no shorter form is known"
     return Row(names, rule, "written out", why, 4 * entries, 4.0 * entries)
+
+
+def _detail(part: Part) -> str:
+    text = ""
+    if isinstance(part.form, Outer):
+        work = part.form.product
+        text = f" ({work.n} × {work.positions} positions, {work.p} × {work.d})"
+    return text if part.uses == 1 else f"{text}; {part.uses} uses together, cross terms included"

@@ -14,7 +14,7 @@ with n independent products (heads, groups, stacked layers) and T positions at w
 * *gather*, *dynamic_slice* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
 * anything else: G written out by transposing L.
 
-In a scan, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
+In scans, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
 
 Everything here is in float32, or float64 where that is the parameters' type, at full precision: the norm and the sum have to be
 of the same numbers.
@@ -213,8 +213,6 @@ def _wide(x: Array) -> Array:
 
 
 def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:
-    if len(site.scans) > 1:
-        return None
     (left, right), (left_batch, right_batch) = site.eqn.params["dimension_numbers"]
     if site.operand == 1:
         contracted, batched, w_contracted, w_batched = left, left_batch, right, right_batch
@@ -227,7 +225,7 @@ def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:
     shape = x.shape[lead:]
     n, positions = math.prod(shape[: len(batched)]), math.prod(shape[len(batched) : len(batched) + len(free)])
     x = x.reshape(*x.shape[:lead], n, positions, math.prod(shape[len(batched) + len(free) :]))
-    w_shape = site.w.shape[1:] if site.scans and site.scans[0] else site.w.shape
+    w_shape = site.w.shape[sum(site.scans) :]
     w_free = [i for i in range(len(w_shape)) if i not in w_contracted and i not in w_batched]
     d = math.prod(w_shape[i] for i in w_free)
     g = _wide(g)
@@ -238,36 +236,47 @@ def _dot_general(site: Site, a: Values, g: Array) -> Outer | None:
         else jnp.swapaxes(g.reshape(*g.shape[:lead], n, d, positions), -1, -2)
     )
     order = [*w_batched, *w_contracted, *w_free]
-    x, g, stacked = _steps_joined(site, x, g)
 
     def arrange(product: Array) -> Array:
-        product = product.reshape(*stacked, *(w_shape[i] for i in order))
-        back = [len(stacked) + order.index(i) for i in range(len(order))]
-        return jnp.transpose(product, [*range(len(stacked)), *back])
+        return jnp.transpose(product.reshape([w_shape[i] for i in order]), [order.index(i) for i in range(len(order))])
 
-    return Outer(x, g, arrange)
+    return _steps_joined(site, x, g, arrange)
 
 
-def _steps_joined(site: Site, a: Array, g: Array) -> tuple[Array, Array, tuple[int, ...]]:
-    """Joins the steps of a scan with the products (own slices of w) or with the positions (the same w at each)."""
-    if not site.scans:
-        return a, g, ()
-    batch, steps, n, positions = a.shape[:4]
-    if site.scans[0]:
-        split = lambda x: x.reshape(batch, steps * n, positions, x.shape[-1])  # noqa: E731
-        return split(a), split(g), (steps,)
-    join = lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, n, steps * positions, x.shape[-1])  # noqa: E731
-    return join(a), join(g), ()
+def _steps_joined(site: Site, a: Array, g: Array, arrange: Callable[[Array], Array]) -> Outer:
+    """Joins the steps of scans with the products (own slices of w) or with the positions (the same w at each).
+
+    Args:
+      site: of k scans.
+      a, g: (batch, k dimensions of steps, n, T, p or d).
+      arrange: (n, p, d) → w of one step.
+    """
+    last = 1 + len(site.scans)
+    own, same = ([i + 1 for i, sliced in enumerate(site.scans) if sliced is kind] for kind in (True, False))
+    stacked, steps = ([a.shape[i] for i in some] for some in (own, same))
+
+    def join(x: Array) -> Array:
+        batch, n, positions, width = x.shape[0], *x.shape[last:]
+        x = jnp.transpose(x, [0, *own, last, *same, last + 1, last + 2])
+        return x.reshape(batch, math.prod(stacked) * n, math.prod(steps) * positions, width)
+
+    def each(product: Array) -> Array:
+        product = product.reshape(math.prod(stacked), a.shape[last], *product.shape[1:])
+        return jax.vmap(arrange)(product).reshape(site.w.shape)
+
+    return Outer(join(a), join(g), each if own else arrange)
 
 
 def _convolution(site: Site, a: Values, g: Array) -> Outer | None:
     params = site.eqn.params
     layout, groups = params["dimension_numbers"], params["feature_group_count"]
-    if site.scans or params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+    if params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
         return None
-    x, g = _channels_last(_wide(a[0]), layout.lhs_spec), _channels_last(_wide(g), layout.out_spec)
+    lead, w_shape = g.shape[: 1 + len(site.scans)], site.w.shape[sum(site.scans) :]
+    x, g = (_wide(x).reshape(math.prod(lead), *x.shape[len(lead) :]) for x in (a[0], g))
+    x, g = _channels_last(x, layout.lhs_spec), _channels_last(g, layout.out_spec)
     batch, images, channels = x.shape[0], x.shape[1], x.shape[-1]
-    kernel = [site.w.shape[i] for i in layout.rhs_spec[2:]]
+    kernel = [w_shape[i] for i in layout.rhs_spec[2:]]
     outputs, out_channels = g.shape[2:-1], g.shape[-1]
     padding = [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in params["padding"]), (0, 0, 0)]
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
@@ -290,7 +299,8 @@ def _convolution(site: Site, a: Values, g: Array) -> Outer | None:
         order = [*layout.rhs_spec[2:], layout.rhs_spec[1], layout.rhs_spec[0]]
         return jnp.transpose(product, [order.index(i) for i in range(len(order))])
 
-    return Outer(x, g, arrange)
+    x, g = (x.reshape(*lead, *x.shape[1:]) for x in (x, g))
+    return _steps_joined(site, x, g, arrange)
 
 
 def _channels_last(x: Array, spec: tuple[int, ...]) -> Array:
@@ -302,7 +312,7 @@ def _gather(site: Site, a: Values, g: Array) -> Rows | None:
     numbers, table = site.eqn.params["dimension_numbers"], site.w.shape
     clips = "CLIP" in str(site.eqn.params["mode"]).upper()
     collapsed, starts = tuple(numbers.collapsed_slice_dims), tuple(numbers.start_index_map)
-    last = len(site.y.shape)
+    last = len(site.y.shape) - len(site.scans)
     rows_only = (
         tuple(site.eqn.params["slice_sizes"]) == (1, *table[1:])
         # Starts in other dimensions are clipped to 0, or may point outside.
@@ -312,7 +322,7 @@ def _gather(site: Site, a: Values, g: Array) -> Rows | None:
         # The dimensions of a row come last in y.
         and tuple(numbers.offset_dims) == tuple(range(last - len(table) + len(collapsed), last))
     )
-    if site.scans or not rows_only or len(a) != 1:
+    if any(site.scans) or not rows_only or len(a) != 1:
         return None
     ids = _as_ids(a[0][..., starts.index(0)])
     return _rows(site, jnp.clip(ids, 0, table[0] - 1) if clips else ids, g)
@@ -321,10 +331,10 @@ def _gather(site: Site, a: Values, g: Array) -> Rows | None:
 def _dynamic_slice(site: Site, a: Values, g: Array) -> Rows | None:
     """Whole rows from one on: a lookup of each of them."""
     sizes, table = site.eqn.params["slice_sizes"], site.w.shape
-    if site.scans or not table or tuple(sizes[1:]) != table[1:] or 1 not in site.data:
+    if any(site.scans) or not table or tuple(sizes[1:]) != table[1:] or 1 not in site.data:
         return None
     first = jnp.clip(_as_ids(a[site.data.index(1)]), 0, table[0] - sizes[0])
-    return _rows(site, first[:, None] + jnp.arange(sizes[0]), g)
+    return _rows(site, first[..., None] + jnp.arange(sizes[0]).reshape(*[1] * first.ndim, sizes[0]), g)
 
 
 def _as_ids(index: Array) -> Array:

@@ -1,7 +1,8 @@
-r"""One factored form of a parameter's gradient where the parameter is used at several places.
+r"""Factored forms of a parameter's gradient where the parameter is used at several places.
 
 The gradient is the sum over the places, and the norm of a sum has cross terms:
 
+* Places that use different entries (layers stacked in one array, queries beside keys) have none: each has a form of its own.
 * Products Σ_t a_tᵀ g_t of one layout are one product with more positions. A use of wᵀ is one of w with a and g exchanged.
 * Lookups of rows are one lookup with more positions.
 * A product beside a lookup (an embedding that is the last layer too): row id_t of the lookup receives h_t, so the cross term is
@@ -9,7 +10,8 @@ The gradient is the sum over the places, and the norm of a sum has cross terms:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +24,65 @@ Array = jax.Array
 _DIGIT = 2**20  # whole numbers up to here are exact in float32
 
 
-def joined(forms: Sequence[Factored]) -> tuple[Factored, Rows | None] | None:
-    """One form for all uses of a parameter, and perhaps rows beside it; None where they don't fit together.
+class Part(NamedTuple):
+    """One form for all uses of some of a parameter's entries.
+
+    Attributes:
+      form: arranged as the whole parameter.
+      beside: rows of the same entries, added to it.
+      uses: how many.
+    """
+
+    form: Factored
+    beside: Rows | None = None
+    uses: int = 1
+
+
+class _Use(NamedTuple):
+    form: Factored
+    places: np.ndarray  # where in the parameter each entry of the form's gradient belongs
+
+
+def joined(forms: Mapping[int, Factored]) -> dict[int, Part] | None:
+    """The parts of a parameter's gradient, by their first use; no two share an entry. None where uses don't fit together.
 
     Args:
-      forms: of each use; `arrange` leads to the parameter's own shape.
+      forms: of each use, with no entry of the parameter twice; `arrange` leads to the parameter's own shape.
     """
-    products = [form for form in forms if isinstance(form, Outer)]
-    lookups = [form for form in forms if isinstance(form, Rows)]
+    if len(forms) == 1:
+        return {i: Part(form) for i, form in forms.items()}
+    uses = {i: _Use(form, _places(form)) for i, form in forms.items()}
+    owner = np.full(1 + max(use.places.max(initial=0) for use in uses.values()), -1)
+    together: dict[int, list[_Use]] = {}
+    for i, use in uses.items():
+        owners = np.unique(owner[use.places])
+        if len(owners) > 1:
+            return None
+        first = i if owners.size == 0 or owners[0] < 0 else int(owners[0])
+        owner[use.places] = first
+        together.setdefault(first, []).append(use)
+    parts = {i: _one(same) for i, same in together.items()}
+    found = {i: part for i, part in parts.items() if part is not None}
+    return found if len(found) == len(parts) else None
+
+
+def _one(uses: Sequence[_Use]) -> Part | None:
+    """One form for uses of the same entries, or of some of them; None where they don't fit together."""
+    products = [use for use in uses if isinstance(use.form, Outer)]
+    lookups = [use for use in uses if isinstance(use.form, Rows)]
     product = _one_product(products) if products else None
-    if (products and product is None) or len({form.rows for form in lookups}) > 1:
+    if (products and product is None) or not all(_alike(use, lookups[0]) for use in lookups):
         return None
     if not lookups:
-        return None if product is None else (product, None)
-    ids, g = (jnp.concatenate([getattr(form, name) for form in lookups], 1) for name in ("ids", "g"))
-    rows = dataclasses.replace(lookups[0], ids=ids, g=g)
-    table = _layout(rows, (rows.rows, g.shape[-1]))
-    if any((_layout(form, (rows.rows, g.shape[-1])) != table).any() for form in lookups[1:]):
-        return None
+        return None if product is None else Part(product.form, None, len(uses))
+    ids, g = (jnp.concatenate([getattr(use.form, name) for use in lookups], 1) for name in ("ids", "g"))
+    assert isinstance(lookups[0].form, Rows)
+    rows = dataclasses.replace(lookups[0].form, ids=ids, g=g)
     if product is None:
-        return rows, None
-    for turned in (product, _transposed(product)):
-        if _shape(turned) == (1, rows.rows, g.shape[-1]) and (_layout(turned, _shape(turned)) == table).all():
-            return turned, rows
-    return None
+        return Part(rows, None, len(uses))
+    table = _Use(rows, lookups[0].places[None])
+    form = next((turned.form for turned in (product, _transposed(product)) if _alike(turned, table)), None)
+    return None if form is None else Part(form, rows, len(uses))
 
 
 def together(size: Size, product: Outer, rows: Rows) -> Size:
@@ -62,32 +99,42 @@ def together(size: Size, product: Outer, rows: Rows) -> Size:
     return Size(jnp.maximum(size.square + own.square + 2 * cross, 0), lengths**2, lost)
 
 
-def _one_product(products: Sequence[Outer]) -> Outer | None:
+def _one_product(products: Sequence[_Use]) -> _Use | None:
     """All of them as one, in the layout of the first."""
     first, *others = products
-    wanted = _layout(first, _shape(first))
-    same = [first]
+    same = [first.form]
     for other in others:
-        fitting = [form for form in (other, _transposed(other)) if _shape(form) == _shape(first)]
-        form = next((form for form in fitting if (_layout(form, _shape(form)) == wanted).all()), None)
+        form = next((turned.form for turned in (other, _transposed(other)) if _alike(turned, first)), None)
         if form is None:
             return None
         same.append(form)
     a, g = (jnp.concatenate([getattr(form, name) for form in same], 2) for name in ("a", "g"))
-    return dataclasses.replace(first, a=a, g=g)
+    return _Use(Outer(a, g, first.form.arrange), first.places)
 
 
-def _shape(form: Outer) -> tuple[int, int, int]:
-    return form.a.shape[1], form.a.shape[3], form.g.shape[3]
+def _alike(one: _Use, other: _Use) -> bool:
+    """Whether their gradients have the same entries at the same places."""
+    return np.array_equal(one.places, other.places)
 
 
-def _transposed(form: Outer) -> Outer:
-    return Outer(form.g, form.a, lambda product: form.arrange(jnp.swapaxes(product, 1, 2)))
+def _transposed(use: _Use) -> _Use:
+    """A product with a and g exchanged."""
+    form = use.form
+    assert isinstance(form, Outer)
+    turned = Outer(form.g, form.a, lambda product: form.arrange(jnp.swapaxes(product, 1, 2)))
+    return _Use(turned, np.swapaxes(use.places, 1, 2))
 
 
-def _layout(form: Factored, shape: tuple[int, ...]) -> np.ndarray:
-    """Where each entry of the parameter lies in a gradient of `shape`."""
-    place = np.arange(int(np.prod(shape))).reshape(shape)
+def _places(form: Factored) -> np.ndarray:
+    """Where in the parameter each entry of a gradient belongs, in the shape that `form.arrange` takes."""
+    if isinstance(form, Outer):
+        shape: tuple[int, ...] = (form.a.shape[1], form.a.shape[3], form.g.shape[3])
+    else:
+        shape = (form.rows, form.g.shape[-1])
+    product = jax.ShapeDtypeStruct(shape, jnp.float32)
+    whole = jax.eval_shape(form.arrange, product)
+    back = jax.linear_transpose(form.arrange, product)
     with jax.ensure_compile_time_eval():
-        high, low = (np.asarray(form.arrange(jnp.asarray(part, jnp.float32))) for part in divmod(place, _DIGIT))
+        digits = divmod(np.arange(whole.size).reshape(whole.shape), _DIGIT)
+        high, low = (np.asarray(back(jnp.asarray(digit, whole.dtype))[0]) for digit in digits)
     return high.astype(np.int64) * _DIGIT + low.astype(np.int64)

@@ -36,8 +36,11 @@ _LINEAR = {
     "add_any": (0, 1),
     "sub": (0, 1),
 }
-# Linear primitives of one operand that only move its entries, possibly several times.
+# Linear primitives of one operand that only move its entries, some of them or all, possibly several times.
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim"}
+_MOVES |= {"slice", "split", "unstack"}
+_CAST = "convert_element_type"
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
 _INLINE = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -63,6 +66,7 @@ class Param:
       leaves: of which parameters, by their number. Empty where no gradient flows to any: after `stop_gradient`, integers.
       moved: how it comes from the one parameter, if that only moves and casts entries: a linear function that keeps
         its argument's dtype; None otherwise.
+      once: whether no entry is in it more than once.
       sliced: inside a scan, whether it differs from step to step.
       own: whether each step of every enclosing scan has its own.
     """
@@ -70,6 +74,7 @@ class Param:
     value: Any
     leaves: frozenset[int]
     moved: Callable[[Array], Array] | None
+    once: bool = True
     sliced: bool = False
     own: bool = True
 
@@ -146,7 +151,9 @@ class Walk:
         # The backward pass of a custom_vjp need not be linear, and runs once a step: the sum over steps comes after it.
         once = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
         if once and not any(isinstance(v, Data) for v in ins):
-            return _param(eqn, ins)
+            if not _smaller_product(eqn, ins):
+                return _param(eqn, ins)
+            ins = [v if isinstance(v, Param) else Data(v) for v in ins]
         ins = [Data(v.value) if isinstance(v, Param) and not v.leaves else v for v in ins]
         where = [i for i, v in enumerate(ins) if isinstance(v, Param)]
         if any(jnp.issubdtype(eqn.invars[i].aval.dtype, jnp.complexfloating) for i in where):
@@ -196,7 +203,7 @@ class Walk:
         ins = [v if isinstance(v, Param | Data) else Data(v) for v in ins]
         params = {i: v for i, v in enumerate(ins) if isinstance(v, Param)}
         sliced = {i: i >= first_x for i in params}
-        inside = lambda i, value: Param(value, frozenset([i]), _same, sliced[i], sliced[i] and params[i].own)  # noqa: E731
+        inside = lambda i, value: Param(value, frozenset([i]), _same, True, sliced[i], sliced[i] and params[i].own)  # noqa: E731
         found: list[Site] = []
 
         def weights(values: dict[int, Array]) -> list[Array]:
@@ -241,7 +248,7 @@ class Walk:
 def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[int, Param]) -> Site:
     """A site inside a scan's body, as one of all its steps."""
     owners = [outer[i] for i in sorted(site.param.leaves)]
-    moved = None
+    moved, once = None, site.param.once and all(p.once for p in owners)
     if len(owners) == 1 and (before := owners[0].moved) is not None and (within := site.param.moved) is not None:
         each = jax.vmap(within) if axis == 0 else within
         moved = lambda leaf: each(before(leaf))  # noqa: E731
@@ -250,7 +257,7 @@ def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[in
         apply=jax.vmap(site.apply, (0, axis), axis_size=length),
         w=jax.ShapeDtypeStruct(w.shape, w.dtype),
         y=jax.ShapeDtypeStruct((length, *site.y.shape), site.y.dtype),
-        param=Param(w, frozenset().union(*(p.leaves for p in owners)), moved, any(p.sliced for p in owners)),
+        param=Param(w, frozenset().union(*(p.leaves for p in owners)), moved, once, any(p.sliced for p in owners)),
         scans=(axis == 0, *site.scans),
     )
 
@@ -260,14 +267,32 @@ def _param(eqn: Any, ins: list[Any]) -> list[Param]:
     params = [v for v in ins if isinstance(v, Param)]
     outs = _bind(eqn, [v.value if isinstance(v, Param) else v for v in ins])
     found = frozenset().union(*(p.leaves for p in params)) if eqn.primitive.name != "stop_gradient" else frozenset()
-    sliced, own, moved = any(p.sliced for p in params), any(p.own for p in params), None
-    if len(ins) == 1 and (before := params[0].moved) is not None:
-        if eqn.primitive.name == "convert_element_type":
-            moved = before
-        elif eqn.primitive.name in _MOVES:
-            moved = lambda leaf: _bind(eqn, [before(leaf)])[0]  # noqa: E731
+    sliced, own = any(p.sliced for p in params), any(p.own for p in params)
+    once = all(p.once for p in params) and (
+        eqn.primitive.name != "broadcast_in_dim" or eqn.outvars[0].aval.size <= eqn.invars[0].aval.size
+    )
     leaves = [found if _differentiable(var.aval) else frozenset() for var in eqn.outvars]
-    return [Param(out, some, moved if some else None, sliced, own) for out, some in zip(outs, leaves, strict=True)]
+    moved = [_moved(eqn, ins, i) if some else None for i, some in enumerate(leaves)]
+    return [Param(out, some, by, once, sliced, own) for out, some, by in zip(outs, leaves, moved, strict=True)]
+
+
+def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | None:
+    """`Param.moved` of a result of an equation of parameters and constants."""
+    if len(ins) != 1 or (before := ins[0].moved) is None:
+        return None
+    if eqn.primitive.name == _CAST:
+        return before
+    return (lambda leaf: _bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
+
+
+def _smaller_product(eqn: Any, ins: list[Any]) -> bool:
+    """Whether a constant is multiplied by a parameter, and less comes out than went in: the first state of a recurrent cell.
+
+    Then the constant is better taken for data than the product for a parameter.
+    """
+    used = [i for i, v in enumerate(ins) if isinstance(v, Param) and v.leaves]
+    linear = eqn.primitive.name in _PRODUCTS and len(used) == 1 and used[0] in _LINEAR[eqn.primitive.name]
+    return linear and eqn.outvars[0].aval.size < eqn.invars[used[0]].aval.size
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

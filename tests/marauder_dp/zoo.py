@@ -258,6 +258,121 @@ def a_layer_in_a_scan_and_after_it():
 
 
 @member
+def layers_stacked_in_one_array_and_a_loop():
+    def loss(p, x):
+        for i in range(3):
+            x = jnp.tanh(x @ p["w"][i] + p["b"][i])
+            x = jnp.sin(x @ p["w"][i].T)
+        return jnp.sum(x)
+
+    return loss, {"w": normal(3, 4, 4), "b": normal(3, 4)}, normal(BATCH, 2, 4)
+
+
+@member
+def queries_beside_keys_in_one_array():
+    def loss(p, x):
+        query, key = jnp.split(p["qk"], 2, axis=1)
+        even, odd = x @ p["v"][:, ::2], x @ p["v"][:, 1::2]
+        return jnp.sum((x @ query) @ (x @ key).T) + jnp.sum(jnp.sin(even) * jnp.cos(odd))
+
+    return loss, {"qk": normal(4, 6), "v": normal(4, 8)}, normal(BATCH, 3, 4)
+
+
+@member
+def slices_that_overlap():
+    """No form for all: written out."""
+
+    def loss(w, x):
+        return jnp.sum(jnp.sin(x @ w[:, :4])) + jnp.sum(jnp.cos(x @ w[:, 2:]))
+
+    return loss, normal(4, 6), normal(BATCH, 3, 4)
+
+
+@member
+def rows_of_a_part_that_is_the_last_layer_too():
+    def loss(table, ids):
+        words, places = table[:6], table[6:]
+        h = jnp.tanh(words[ids] + places[jnp.arange(3)])
+        return jnp.sum(jnp.sin(h @ words.T)) + jnp.sum(jnp.cos(h @ places.T))
+
+    return loss, normal(9, 4), whole(6, BATCH, 3)
+
+
+@member
+def a_cell_in_a_loop_from_zeros():
+    """The first product is of a constant."""
+
+    def loss(p, x):
+        h = jnp.zeros(3)
+        for step in x:
+            z, n = jnp.split(h @ p["h"] + p["b"], [3])
+            h = jnp.tanh(n * (step @ p["x"])) + z * h
+        return jnp.sum(h**2)
+
+    return loss, {"h": normal(3, 6), "x": normal(4, 3), "b": normal(6)}, normal(BATCH, 3, 4)
+
+
+@member
+def projections_of_a_parameter():
+    """Constants times a parameter: smaller than it, and larger."""
+    narrow, wide = normal(2, 6, seed=8), normal(9, 6, seed=9)
+
+    def loss(w, x):
+        frozen = jax.lax.stop_gradient(w)
+        return jnp.sum(jnp.sin((narrow @ w) @ x)) + jnp.sum((wide @ w) @ x) + jnp.sum(narrow @ frozen) * jnp.sum(x)
+
+    return loss, normal(6, 4), normal(BATCH, 4)
+
+
+@member
+def lookups_in_a_scan():
+    """A table that is the last layer too, used in each step."""
+
+    def loss(p, ids):
+        def step(h, i):
+            h = jnp.tanh(h @ p["w"] + p["e"][i])
+            return h, h @ p["e"].T
+
+        return jnp.sum(jnp.sin(jax.lax.scan(step, jnp.zeros(4), ids)[1]))
+
+    return loss, {"w": normal(4, 4), "e": normal(9, 4)}, whole(9, BATCH, 5)
+
+
+@member
+def lookups_in_scans_of_stacked_tables():
+    def loss(tables, ids):
+        step = lambda h, table: (jnp.tanh(h + table[ids].sum(0)), None)
+        return jnp.sum(jax.lax.scan(step, jnp.zeros(3), tables)[0])
+
+    return loss, normal(2, 5, 3), whole(5, BATCH, 4)
+
+
+@member
+def convolutions_in_scans():
+    """One for all steps, one a step, and both in a scan of a scan."""
+
+    def loss(p, x):
+        conv = lambda x, w: jax.lax.conv(x[None], w, (1, 1), "SAME")[0]
+        deep = lambda x: jax.lax.scan(lambda h, w: (jnp.tanh(conv(h, w)), None), x, p["own"])[0]
+        step = lambda h, xt: (jnp.tanh(deep(h) + conv(xt, p["same"])), None)
+        return jnp.sum(jnp.sin(jax.lax.scan(step, x[0], x)[0]))
+
+    return loss, {"own": normal(2, 2, 2, 3, 3), "same": normal(2, 2, 1, 1)}, normal(BATCH, 3, 2, 4, 4)
+
+
+@member
+def scans_of_grids_of_layers():
+    """Each step of the inner and of the outer scan has its own slice, of one and of two products."""
+
+    def loss(w, x):
+        inner = lambda h, wi: (jnp.tanh(jnp.einsum("nk,nkd->nd", h, wi)), None)
+        outer = lambda h, wo: (jax.lax.scan(inner, h, wo)[0], None)
+        return jnp.sum(jnp.sin(jax.lax.scan(outer, x, w)[0]))
+
+    return loss, normal(2, 3, 2, 4, 4), normal(BATCH, 2, 4)
+
+
+@member
 def the_same_convolution_twice():
     def loss(w, x):
         conv = lambda x: jax.lax.conv(x[None], w, (1, 1), "SAME")[0]
