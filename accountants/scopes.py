@@ -85,6 +85,10 @@ class Terms:
         parts = [part for table in tables[:2] if isinstance(table, dict) for part in table.values()]
         if not all(isinstance(table, dict) for table in (*tables, *parts)) or not isinstance(policy["unit"], str):
             raise LedgerError("the policy in the header is not of the form that init writes")
+        rows = [cohort.get("rows") for cohort in policy["cohorts"].values()]
+        counted = all(isinstance(each, dict) and isinstance(each.get("number"), int) for each in rows)
+        if not counted or not isinstance(policy["public"], list):
+            raise LedgerError("the policy in the header must count the rows of each cohort, and list what is public")
         kinds = {name: purpose.get("release") for name, purpose in policy["purposes"].items()}
         if not all(isinstance(some, list) and all(isinstance(kind, str) for kind in some) for some in kinds.values()):
             raise LedgerError("a purpose in the header must list what may be released")

@@ -1,5 +1,6 @@
 """The page of a shared budget: what is on it, what must not be, and how a real browser takes it."""
 
+import json
 import re
 import warnings
 
@@ -179,3 +180,16 @@ def test_in_a_real_browser(spent, width, dark):
     target.write_text(page_of(spent))
     with Browser(width=width, dark=dark) as browser:
         check_as_shown(browser, target, width)
+
+
+@pytest.mark.parametrize(
+    "forged", [{"public": 3}, {"cohorts": {"donors": {"ceiling": {"epsilon": 1.0, "delta": 1e-5}, "rows": 7}}}]
+)
+def test_a_forged_header_is_a_named_error(spent, forged):
+    """With hashes that are right."""
+    header = json.loads((spent / "budget.jsonl").read_bytes().split(b"\n")[0])
+    header["policy"] |= forged
+    del header["hash"], header["prev"]
+    content, _ = linked([header], GENESIS)
+    with pytest.raises(acc.LedgerError, match="policy in the header"):
+        read_budget(content)
