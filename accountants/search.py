@@ -312,33 +312,31 @@ def batches(direction: Direction) -> Batches:
         families.setdefault(mechanism.pair.family(), []).append(mechanism)
     result = []
     for family in families.values():
-        parts = 1 if len(family) <= _MANY else math.ceil(len(family) / _PART)
-        result += [[family[i] for i in part] for part in np.array_split(_by_spread(family, parts > 1), parts)]
+        result += [family] if len(family) <= _MANY else _by_spread(family, math.ceil(len(family) / _PART))
     return result
 
 
-def stand_ins(all_of_them: Batches) -> Batches:
+def stand_ins(mechanisms: Batches) -> Batches:
     """Few mechanisms in the place of many, each as often as those of like spread are together: for searches."""
-    if sum(map(len, all_of_them)) <= _MANY:
-        return all_of_them
+    total = sum(map(len, mechanisms))
+    if total <= _MANY:
+        return mechanisms
     few = []
-    for batch in all_of_them:
-        parts = min(len(batch), max(math.ceil(len(batch) * STAND_INS / sum(map(len, all_of_them))), 2))
-        alike = [[batch[i] for i in part] for part in np.array_split(_by_spread(batch), parts)]
+    for batch in mechanisms:
+        alike = _by_spread(batch, min(len(batch), max(math.ceil(len(batch) * STAND_INS / total), 2)))
         few.append([dataclasses.replace(part[len(part) // 2], count=sum(m.count for m in part)) for part in alike])
     return few
 
 
-def _by_spread(batch: Sequence[Mechanism], sort: bool = True) -> NDArray[np.int64]:
-    if not sort:
-        return np.arange(len(batch))
+def _by_spread(batch: Sequence[Mechanism], parts: int) -> Batches:
+    """So many parts of a batch, by how far their losses spread."""
     low, high = _stacked(batch).quantiles(*np.full((2, len(batch), 1), _FAR_OUT))
-    return np.argsort((high - low)[:, 0])
+    return [[batch[i] for i in part] for part in np.array_split(np.argsort((high - low)[:, 0]), parts)]
 
 
-def grouped(some: Batches) -> Groups:
+def grouped(mechanisms: Batches) -> Groups:
     """Each batch as one pair, with the count of each mechanism."""
-    return [(_stacked(batch), np.array([float(m.count) for m in batch])) for batch in some]
+    return [(_stacked(batch), np.array([float(m.count) for m in batch])) for batch in mechanisms]
 
 
 def _stacked(batch: Sequence[Mechanism]) -> Pair:

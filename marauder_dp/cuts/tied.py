@@ -53,15 +53,15 @@ def joined(forms: Mapping[int, Factored]) -> dict[int, Part] | None:
         return {i: Part(form) for i, form in forms.items()}
     uses = {i: _Use(form, _places(form)) for i, form in forms.items()}
     owner = np.full(1 + max(use.places.max(initial=0) for use in uses.values()), -1)
-    together: dict[int, list[_Use]] = {}
+    sharing: dict[int, list[_Use]] = {}
     for i, use in uses.items():
         owners = np.unique(owner[use.places])
         if len(owners) > 1:
             return None
         first = i if owners.size == 0 or owners[0] < 0 else int(owners[0])
         owner[use.places] = first
-        together.setdefault(first, []).append(use)
-    parts = {i: _one(same) for i, same in together.items()}
+        sharing.setdefault(first, []).append(use)
+    parts = {i: _one(same) for i, same in sharing.items()}
     found = {i: part for i, part in parts.items() if part is not None}
     return found if len(found) == len(parts) else None
 

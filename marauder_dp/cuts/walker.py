@@ -149,8 +149,8 @@ class Walk:
             inner = eqn.params[_INLINE[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
         # The backward pass of a custom_vjp need not be linear, and runs once a step: the sum over steps comes after it.
-        once = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
-        if once and not any(isinstance(v, Data) for v in ins):
+        ready = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
+        if ready and not any(isinstance(v, Data) for v in ins):
             if not _smaller_product(eqn, ins):
                 return _param(eqn, ins)
             ins = [v if isinstance(v, Param) else Data(v) for v in ins]

@@ -73,7 +73,7 @@ def test_the_fingerprint_is_not_on_it(tmp_path):
     assert "stays beside them" in html
 
 
-def test_empty_sealed_and_without_noise(tmp_path):
+def test_empty_and_sealed(tmp_path):
     with make(tmp_path, more="") as budget:
         assert "Nothing is reserved" in page_of(tmp_path)
         budget.seal()

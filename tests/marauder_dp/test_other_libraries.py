@@ -1,4 +1,4 @@
-"""Models of other libraries: the same clipping, no adapter. They are tried where installed: `pip install equinox dm-haiku`."""
+"""Models of other libraries: the same clipping, no adapter. The extra `test` brings them."""
 
 import jax
 import jax.numpy as jnp
