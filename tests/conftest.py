@@ -1,9 +1,14 @@
-"""Shared by all tests: where real data is."""
+"""Shared by all tests: where real data is, and programs compiled once for all tests of a process and the processes they start."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+_COMPILED = tempfile.TemporaryDirectory(prefix="marauder-compiled-")  # one for each worker: JAX's cache is not written atomically
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_what_may_be_published():
     good = pate.sanitise(votes, **RUN, answered=answered)
     assert good.publishable
     assert math.isfinite(good.draw())
-    assert good.draw() != good.draw()
+    assert len({good.draw() for _ in range(20)}) > 1  # two alone may both be cut off at the cost
     assert good.beta == pytest.approx(0.4 / good.order)
     for arguments, reason in (
         ({}, "expectation"),

@@ -37,7 +37,7 @@ def cli(capsys):
 @pytest.fixture
 def command():
     """The real command line, as a list to which flags are added."""
-    return [sys.executable, "-m", "experiments.dpsgd"]
+    return [sys.executable, "-m", "experiments.dpsgd", "--compilation_cache="]
 
 
 def start(command, *arguments, **kwargs):

@@ -20,7 +20,7 @@ from tests.marauder_dp.zoo import ZOO, normal, whole
 
 def reference(loss, params, batch, clip_norm):
     """Norms and the clipped sum, from written-out gradients in float64 arithmetic."""
-    gradients = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+    gradients = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, batch)
     gradients = jax.tree.map(lambda g: np.asarray(g, np.float64), gradients)
     rows = [g.reshape(len(g), -1) for g in jax.tree.leaves(gradients)]
     norms = np.linalg.norm(np.concatenate(rows, axis=1), axis=1)
