@@ -1,4 +1,4 @@
-"""Shared by all tests: where real data is, and programs compiled once for all tests of a process and the processes they start."""
+"""Shared by all tests: where real data is, and programs compiled once for the tests of a process and what they start."""
 
 import os
 import tempfile
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-_COMPILED = tempfile.TemporaryDirectory(prefix="marauder-compiled-")  # one for each worker: JAX's cache is not written atomically
+# One folder for each worker: JAX does not write its files atomically.
+_COMPILED = tempfile.TemporaryDirectory(prefix="marauder-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
