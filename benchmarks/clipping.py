@@ -1,10 +1,11 @@
-"""Time and memory of one clipped sum against plain training's gradient. `python -m benchmarks.clipping [--peers] [NAME ...]`.
+"""Time and memory of one clipped sum over plain training's: `python -m benchmarks.clipping [--peers] [--torch] [NAME ...]`.
 
 Rounds alternate between the methods; medians of the rounds' ratios to the plain step, by CPU and by wall time, with their
 spread. Memory is what XLA reports as temporary. All work is random data of the shape that is named.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="rows to measure, by part of their name; all by default")
     parser.add_argument("--peers", action="store_true", help="vmap(grad) and jax-privacy as well, where their memory fits")
+    parser.add_argument("--torch", action="store_true", help="PyTorch and Opacus as well")
     options = parser.parse_args()
     print(f"jax {jax.__version__} on {jax.default_backend()}, {ROUNDS} rounds\n")
     print(
@@ -33,10 +35,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for work in WORK:
         if not options.names or any(name.lower() in work.name.lower() for name in options.names):
-            measure(work, options.peers)
+            measure(work, options.peers, options.torch)
 
 
-def measure(work: Work, peers: bool) -> None:
+def measure(work: Work, peers: bool, torch: bool) -> None:
     """Prints the rows of one model."""
     params, data = work.params(), work.data()
     sums = {name: clipped_grad(work.loss(), clip_norm=1.0, method=name) for name in ("none", "cuts")}
@@ -44,21 +46,29 @@ def measure(work: Work, peers: bool) -> None:
     if peers:
         functions |= peer_functions(work, params)
     programs = {name: compiled(fn, params, data) for name, fn in functions.items()}
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    run = lambda program: jax.block_until_ready(program(params, data))  # noqa: E731
+    calls: dict[str, Callable[[], Any]] = {name: functools.partial(run, program) for name, (program, *_) in programs.items()}
+    if torch:
+        from benchmarks.torch_clipping import torch_functions
+
+        calls |= torch_functions(work)
+        for name in calls.keys() - programs.keys():
+            calls[name]()
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, times in seen.items():
             if not times or times[0][1] < _SLOW:
-                times.append(timed(programs[name][0], params, data))
+                times.append(timed(calls[name]))
     floor = seen.pop("none")
     for name, times in seen.items():
         cpu, wall = ([mine[i] / plain[i] for mine, plain in zip(times, floor, strict=False)] for i in (0, 1))
         milliseconds = statistics.median(wall for _, wall in floor) * 1e3
-        (_, memory, compiling), (_, plain_memory, plain_compiling) = programs[name], programs["none"]
-        print(
-            f"| {work.name} ({work.batch_size}) | {milliseconds:.3g} | {name} | {spread(cpu)} | {spread(wall)} "
-            f"| {memory:.0f} ({plain_memory:.0f}) | {compiling:.1f} ({plain_compiling:.1f}) |",
-            flush=True,
-        )
+        costs = "| | |"
+        if name in programs:
+            (_, memory, compiling), (_, plain_memory, plain_compiling) = programs[name], programs["none"]
+            costs = f"| {memory:.0f} ({plain_memory:.0f}) | {compiling:.1f} ({plain_compiling:.1f}) |"
+        row = f"| {work.name} ({work.batch_size}) | {milliseconds:.3g} | {name} | {spread(cpu)} | {spread(wall)} {costs}"
+        print(row, flush=True)
 
 
 def peer_functions(work: Work, params: Any) -> dict[str, Callable[..., Any]]:
@@ -85,11 +95,11 @@ def compiled(fn: Callable[..., Any], params: Any, data: Any) -> tuple[Callable[.
     return program, program.memory_analysis().temp_size_in_bytes / 2**20, seconds
 
 
-def timed(program: Callable[..., Any], params: Any, data: Any) -> tuple[float, float]:
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of CPU and wall for one call."""
     count, cpu, wall = 0, time.process_time(), time.perf_counter()
     while count == 0 or time.perf_counter() - wall < _SECONDS:
-        jax.block_until_ready(program(params, data))
+        call()
         count += 1
     return (time.process_time() - cpu) / count, (time.perf_counter() - wall) / count
 

@@ -52,7 +52,9 @@ DELTA = flags.DEFINE_float("delta", None, "Default: the preset's, or the largest
 THRESHOLD = flags.DEFINE_float("threshold", None, f"Votes that a query's largest count must reach; {_CALIBRATED}.")
 SIGMA_THRESHOLD = flags.DEFINE_float("sigma_threshold", None, f"Noise of that check, {_CALIBRATED}.")
 SIGMA_VOTES = flags.DEFINE_float("sigma_votes", None, f"Noise on each count, {_CALIBRATED}.")
-CHOICE = flags.DEFINE_string("choice", None, "Of queries: random, uncertainty (of the student), or given; default: random.")
+CHOICE = flags.DEFINE_string(
+    "choice", None, "Of queries: random, clusters (typical ones), uncertainty (of the student) or given."
+)
 GIVEN = flags.DEFINE_string("given_queries", None, "A .npy file of numbers of public examples, in the order of asking.")
 ROUND = flags.DEFINE_integer("round", None, "Queries between two students, where the next ones depend on the student.")
 STUDENT_MODEL = flags.DEFINE_string("student_model", None, f"logistic, mlp, cnn or relu_cnn; {_PRESET}.")
@@ -92,7 +94,7 @@ def settings_from_flags() -> PateSettings:
     pick = lambda flag, fallback: fallback if flag.value is None else flag.value  # noqa: E731
     epsilon = EPSILON.value if EPSILON.value is not None or QUERIES.value is not None else default.epsilon
     check_ceiling(epsilon, QUERIES.value)
-    choice = CHOICE.value or ("random" if GIVEN.value is None else "given")
+    choice = CHOICE.value or (default.choice if GIVEN.value is None else "given")
     if (choice == "given") != (GIVEN.value is not None):
         raise PlanError("--choice=given and --given_queries (a file of numbers) go together")
     if OWNERS.value is not None and (TEACHERS.value is not None or UNIT.value is not None):

@@ -91,4 +91,4 @@ def _preset_settings(settings: PateSettings) -> PateSettings:
     known = {field.name for field in dataclasses.fields(default)} & {field.name for field in dataclasses.fields(PateSettings)}
     values: dict[str, Any] = {name: getattr(default, name) for name in known}
     values |= dict.fromkeys(("queries", "threshold", "sigma_threshold", "sigma_votes", "given", "round", "unit"))
-    return dataclasses.replace(settings, **values, owners=None, choice="random")
+    return dataclasses.replace(settings, **values, owners=None)

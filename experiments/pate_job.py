@@ -98,7 +98,7 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
         ensemble=compile_ensemble(training, private.partitions, (data.train_x, data.train_y), chunk=settings.chunk),
         apply=lambda params, x: teacher.apply({"params": params}, x),
         voting=voting,
-        choice=_choice(settings, voting, delta),
+        choice=_choice(settings, voting, delta, data.test_x[: settings.public]),
         student=StudentTraining(
             make_model(settings.student_model, shape, data.num_classes),
             steps=settings.student_steps,
@@ -186,13 +186,13 @@ def _teacher_training(settings: PateSettings, teacher: Any, shape: tuple[int, ..
     )
 
 
-def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choice":
+def _choice(settings: PateSettings, voting: "VotingPlan", delta: float, public: Any) -> "Choice":
     """Which queries are asked, and how many before the next student."""
     from accountants.calibration import calibrate_steps
     from accountants.errors import VotesError
     from accountants.pate.votes import read_npy
     from marauder_dp.errors import PlanError
-    from marauder_dp.pate.queries import Choice
+    from marauder_dp.pate.queries import Choice, typical
 
     given: tuple[int, ...] = ()
     if settings.given is not None:
@@ -214,6 +214,8 @@ def _choice(settings: PateSettings, voting: "VotingPlan", delta: float) -> "Choi
                 f"not even one query fits below --epsilon={settings.epsilon:g} with noise of {voting.sigma_votes:g} votes: "
                 "raise --epsilon, --sigma_votes or --teachers"
             )
+    if settings.choice == "clusters":
+        given = typical(public, affordable, settings.seed)
     # One round unless queries or checks depend on a student.
     several = settings.choice == "uncertainty" or settings.mechanism == "interactive_gnmax"
     usual = math.ceil(affordable / _ROUNDS) if several else limit

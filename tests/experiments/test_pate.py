@@ -161,7 +161,7 @@ def test_mechanisms_and_choices(pate, tmp_path, mechanism):
     np.save(tmp_path / "given.npy", np.arange(30)[::-1])
     how = {
         "gnmax": ("--epsilon=4", f"--given_queries={tmp_path}/given.npy"),
-        "lnmax": ("--queries=12", "--choice=random", "--sigma_votes=6"),
+        "lnmax": ("--queries=12", "--choice=clusters", "--sigma_votes=6"),
         "interactive_gnmax": ("--choice=uncertainty", "--queries=12", "--round=6", "--epsilon=8"),
     }[mechanism]
     code, out, _ = pate(f"--workdir={tmp_path}/run", *TINY, f"--mechanism={mechanism}", *how)
@@ -288,7 +288,7 @@ BAD = [
     (("--round=-1",), "round"),
     (("--public=0",), "--public must be from 1 to 359"),
     (("--public=360",), "--public must be from 1 to 359"),
-    (("--choice=best",), "random, uncertainty, given"),
+    (("--choice=best",), "random, clusters, uncertainty, given"),
     (("--choice=given",), "--given_queries"),
     (("--choice=random", "--given_queries=FOLDER/far.npy"), "--given_queries"),
     (("--given_queries=FOLDER/none.npy",), "can't read"),

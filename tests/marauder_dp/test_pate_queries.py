@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marauder_dp.errors import PlanError
-from marauder_dp.pate.queries import Choice, next_queries
+from marauder_dp.pate.queries import Choice, next_queries, typical
 
 
 def all_rounds(choice, examples, probabilities=None):
@@ -46,14 +46,40 @@ def test_given_queries_in_their_order_and_each_once():
     assert all_rounds(Choice("given", 2, 9, given=(7, 3, 0)), 10) == [7, 3]
 
 
+def test_typical_ones_first_and_then_the_others():
+    asked = all_rounds(Choice("clusters", 9, 2, given=(7, 3, 7, 0)), 10)
+    assert asked[:3] == [7, 3, 0]
+    assert len(set(asked)) == 9
+
+
+@pytest.mark.parametrize("shape", [(2,), (10, 10, 1)])
+def test_typical_is_one_of_each_group_and_the_nearest_to_its_centre(shape):
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.normal(size=(6, *shape))
+    groups = np.concatenate([np.repeat(np.arange(6), 20), np.arange(6)])
+    x = centres[groups] + rng.uniform(-0.1, 0.1, (126, *shape))
+    x[-6:] = [x[:-6][groups[:-6] == group].mean(axis=0) for group in range(6)]
+    chosen = typical(x.astype(np.float32), 6, seed=3)
+    assert sorted(chosen) == list(range(120, 126))
+    assert chosen == typical(x.astype(np.float32), 6, seed=3)
+    assert chosen != typical(x.astype(np.float32), 6, seed=4)
+
+
+def test_typical_of_few_or_equal_examples():
+    assert sorted(typical(np.eye(3), 9, seed=0)) == [0, 1, 2]
+    assert typical(np.ones((5, 2)), 3, seed=0) in [(i,) for i in range(5)]
+    assert typical(np.ones((60, 8, 8)), 3, seed=0) in [(i,) for i in range(60)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("best", 3, 3), "one of random, uncertainty, given"),
+        (("best", 3, 3), "one of random, clusters, uncertainty, given"),
         (("random", 0, 3), "limit of queries"),
         (("random", 3, 0), "round of queries"),
         (("random", 3, 1.5), "round of queries"),
         (("given", 3, 3), "given queries"),
+        (("clusters", 3, 3), "clusters"),
         (("random", 3, 3, 0, (1, 2)), "given queries"),
     ],
 )
