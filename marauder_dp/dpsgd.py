@@ -17,6 +17,7 @@ from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_gra
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
+from marauder_dp.memory import examples_in_cache
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
 from marauder_dp.sampling import micro_batch_ids, take
@@ -79,7 +80,7 @@ class DpSgd:
       plan: what is promised.
       loss_fn: (params, example) → scalar.
       optimizer: any optax transformation; it sees noisy mean gradients only.
-      micro_batch: examples processed at a time. Has no influence on the result beyond rounding, nor on privacy.
+      micro_batch: examples processed at a time, at most. Has no influence on the result beyond rounding, nor on privacy.
       keyed: whether the loss draws random numbers (augmentation, dropout): it is then (params, (example, key)) → scalar, with a
         typed PRNG key that is new in every step for every example.
       trainable: path of a parameter → whether it is trained; default: all are. The others stay as they are, bit for bit.
@@ -103,9 +104,21 @@ class DpSgd:
 
     def explain(self, params: PyTree, data: PyTree) -> Explanation:
         """How clipping treats each parameter in one micro-batch; nothing is computed. Arguments may be shapes."""
+        return explain(self._loss, params, self._shapes(data), trainable=self.trainable)
+
+    def in_groups(self, groups: int) -> "DpSgd":
+        """The same with so many micro-batches in place of one."""
+        return dataclasses.replace(self, micro_batch=math.ceil(self.micro_batch / groups))
+
+    def in_cache(self, params: PyTree, data: PyTree) -> "DpSgd":
+        """The same with micro-batches as small as is fastest. Arguments may be shapes."""
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._shapes(data))
+        return self.in_groups(max(1, round(self.micro_batch / max(1, examples_in_cache(self._loss, params, example)))))
+
+    def _shapes(self, data: PyTree) -> PyTree:
+        """Of one micro-batch."""
         slots = jax.ShapeDtypeStruct((self.micro_batch,), jnp.int32)
-        batch = jax.eval_shape(lambda data, ids: self._examples(data, ids, jnp.zeros(2, jnp.uint32)), data, slots)
-        return explain(self._loss, params, batch, trainable=self.trainable)
+        return jax.eval_shape(lambda data, ids: self._examples(data, ids, jnp.zeros(2, jnp.uint32)), data, slots)
 
     def train_steps(self) -> jax.stages.Wrapped:
         """A jitted f(state, keys, data, n) that performs n updates.

@@ -1,13 +1,18 @@
-"""How much memory a run may take."""
+"""How much memory a run may take, and how much of it is fast."""
 
+import math
 import os
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
+from marauder_dp.cuts.walker import equations, inner_jaxprs
 from marauder_dp.errors import PlanError
 
 _SHARE = 0.8  # of a device's memory
+_CACHE = 48 * 2**20  # bytes of intermediate values that a CPU handles at full speed; measured (BUILD_NOTES.md, section 4)
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -31,3 +36,32 @@ def _device_memory() -> int:
     if statistics and (limit := statistics.get("bytes_limit")):
         return int(limit)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def examples_in_cache(loss_fn: Callable[..., jax.Array], params: Any, example: Any) -> float:
+    """How many examples at a time are fastest; infinite where more are never slower.
+
+    On a CPU, intermediate values that don't fit into its caches cost more than adding up a few sums of gradients. Not so where
+    parameters are most of what is moved, nor on accelerators, nor with native convolutions, of which few at a time are slow.
+
+    Args:
+      loss_fn: (params, example) → scalar.
+      params, example: arrays or their shapes and types.
+    """
+    if jax.default_backend() != "cpu":
+        return math.inf
+    jaxpr = jax.make_jaxpr(loss_fn)(params, example).jaxpr
+    if any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(jaxpr)):
+        return math.inf
+    sums = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return max(_CACHE, 8 * sums) / max(1, _written(jaxpr))
+
+
+def _written(jaxpr: Any) -> int:
+    """Bytes of all values that the equations compute, as if none were fused."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = [_written(each) for each in inner_jaxprs(eqn)]
+        own = sum(math.prod(out.aval.shape) * out.aval.dtype.itemsize for out in eqn.outvars)
+        total += eqn.params.get("length", 1) * sum(inner) if inner else own
+    return total

@@ -61,10 +61,7 @@ class TanhCnn(nn.Module):
 
 
 class ReluCnn(nn.Module):
-    """Three convolutions, two of them strided, and a hidden layer, with ReLU: learns much from few labels, without clipping.
-
-    Native convolutions: fast in an update of its own, slow inside a compiled loop on a CPU (see `PatchConv`).
-    """
+    """Three convolutions, two of them strided, and a hidden layer, with ReLU: learns much from few labels, without clipping."""
 
     num_classes: int
     example_rank: int = 3
@@ -72,7 +69,7 @@ class ReluCnn(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for features, size, stride in ((32, 5, 2), (64, 5, 2), (64, 3, 1)):
-            x = nn.relu(nn.Conv(features, (size, size), strides=(stride, stride))(x))
+            x = nn.relu(PatchConv(features, size, stride, padding=size // 2)(x))
         x = nn.relu(nn.Dense(128)(flatten(x, 3)))
         return nn.Dense(self.num_classes)(x)
 

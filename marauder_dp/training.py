@@ -86,7 +86,7 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree, mem
     """Compiles ahead of the first update, so that time and memory are known before private data is touched.
 
     Args:
-      sgd: what to compile.
+      sgd: what to compile; its micro-batch becomes smaller where that is faster.
       state: of the right shapes; left as it is.
       keys: any, not the run's.
       data: arrays or their shapes and types.
@@ -95,7 +95,9 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree, mem
     Raises:
       PlanError: even one example at a time takes more than the limit.
     """
-    start, wanted, groups = time.perf_counter(), sgd.micro_batch, 1
+    start, whole = time.perf_counter(), sgd
+    sgd = whole.in_cache(state.params, data)
+    groups = math.ceil(whole.micro_batch / sgd.micro_batch)
     while True:
         lowered = sgd.train_steps().lower(state, keys, data, jnp.zeros((), jnp.int32))
         compiled = lowered.compile()
@@ -109,7 +111,7 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree, mem
             )
         # Part of it does not shrink, so this is a first guess.
         groups = max(groups + 1, math.ceil(groups * memory / memory_limit))
-        sgd = dataclasses.replace(sgd, micro_batch=max(1, math.ceil(wanted / groups)))
+        sgd = whole.in_groups(groups)
     compile_seconds = time.perf_counter() - start
     text = f"{jax.__version__} {jax.default_backend()}\n{lowered.as_text()}"
     digest = hashlib.sha256(text.encode()).hexdigest()

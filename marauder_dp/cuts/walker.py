@@ -299,20 +299,23 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a jaxpr, those inside others included."""
     for eqn in jaxpr.eqns:
         yield eqn
-        yield from _inside(eqn)
+        for inner in inner_jaxprs(eqn):
+            yield from equations(inner)
 
 
-def _inside(eqn: Any) -> Iterator[Any]:
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The bodies of an equation: of a scan, a call, the branches of a cond."""
     for value in eqn.params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from equations(inner)
+                yield inner
 
 
 def _has_custom_vjp(eqn: Any) -> bool:
     """Whether it is a `custom_vjp`, or holds one."""
-    return any(each.primitive.name.startswith("custom_vjp") for each in (eqn, *_inside(eqn)))
+    every = (eqn, *(each for inner in inner_jaxprs(eqn) for each in equations(inner)))
+    return any(each.primitive.name.startswith("custom_vjp") for each in every)
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ import optax
 from numpy.typing import NDArray
 
 from marauder_dp.errors import PlanError
+from marauder_dp.memory import examples_in_cache
 from marauder_dp.pate.distortions import slight, strong
 
 PyTree = Any
@@ -120,11 +121,26 @@ def train_student(
         guessed = optax.softmax_cross_entropy_with_integer_labels(both[len(x) :], predicted.argmax(axis=1))
         return regular + supervised + jnp.where(sure, guessed, 0).mean()
 
+    groups = _groups(training, lambda params, x: jnp.sum(logits(params, x[None])), params, shape)
+
+    def gradient(state: _State, pool: jax.Array, which: jax.Array, y: jax.Array, rest: jax.Array) -> PyTree:
+        step_key = jax.random.fold_in(key, state.step)
+
+        def of_group(group: jax.Array | int, which: jax.Array, y: jax.Array, rest: jax.Array) -> PyTree:
+            group_key = jax.random.fold_in(step_key, group)
+            return jax.grad(loss)(state.params, state.averaged, group_key, pool[which], y, pool[rest])
+
+        if groups == 1:  # without a loop, in which native convolutions are slow
+            return of_group(0, which, y, rest)
+        parts = [a.reshape(groups, len(a) // groups) for a in (which, y, rest)]
+        add = lambda total, part: (jax.tree.map(jnp.add, total, of_group(*part)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state.params), (jnp.arange(groups), *parts))
+        return jax.tree.map(lambda g: g / groups, total)
+
     @jax.jit
     def update(state: _State, pool: jax.Array, which: jax.Array, y: jax.Array, rest: jax.Array) -> _State:
-        step_key = jax.random.fold_in(key, state.step)
-        gradient = jax.grad(loss)(state.params, state.averaged, step_key, pool[which], y, pool[rest])
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        mean = gradient(state, pool, which, y, rest)
+        updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Short at first, so that the start is soon forgotten.
         decay = jnp.minimum(_AVERAGED, (state.step + 1) / (state.step + 10))
@@ -142,6 +158,13 @@ def train_student(
             jax.block_until_ready(state)
             after_steps(step + 1)
     return jax.tree.map(np.asarray, state.averaged)
+
+
+def _groups(training: StudentTraining, loss: Any, params: PyTree, shape: tuple[int, ...]) -> int:
+    """Into how many equal parts the examples of an update are divided, to be faster (see `memory`)."""
+    examples = training.batch_size * (1 + training.unlabelled)
+    most = examples / examples_in_cache(loss, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return max(d for d in range(1, training.batch_size + 1) if training.batch_size % d == 0 and d <= max(1, most))
 
 
 class _Shuffled:
