@@ -4,14 +4,20 @@ The key is an argument of `update`, not part of the state or a constant of the p
 in checkpoints and compiled programs in caches, and the noise seed belongs in neither.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import ndtri
 
+from marauder_dp.threefry import words
+
 PyTree = Any
+
+_LARGE = 2**20  # entries of an array that is drawn in its own shape
 
 
 def gaussian_noise(stddev: float) -> optax.GradientTransformationExtraArgs:
@@ -35,13 +41,37 @@ def gaussian_noise(stddev: float) -> optax.GradientTransformationExtraArgs:
         if stddev == 0:
             return updates, state
         leaves, treedef = jax.tree.flatten(updates)
-        keys = jax.random.split(noise_key, len(leaves))
-        noisy = [
-            leaf.astype(jnp.float32) + stddev * standard_normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
-        ]
+        draws = _draws(noise_key, [leaf.shape for leaf in leaves])
+        noisy = [leaf.astype(jnp.float32) + stddev * draw for leaf, draw in zip(leaves, draws, strict=True)]
         return jax.tree.unflatten(treedef, noisy), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _draws(key: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+    """Independent standard normal draws of these shapes, by few calls, as each takes long to compile.
+
+    Small ones are parts of one call. Large ones, which may be spread over devices, keep their shape; those of equal shape
+    are parts of one call.
+    """
+    calls: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        calls.setdefault(shape if math.prod(shape) >= _LARGE else (), []).append(i)
+    draws: dict[int, jax.Array] = {}
+    for call_key, (shape, members) in zip(jax.random.split(key, max(1, len(calls))), calls.items(), strict=False):
+        if shape:
+            draws |= zip(members, standard_normal(call_key, (len(members), *shape)), strict=True)
+        else:
+            *inner, end = np.cumsum([math.prod(shapes[i]) for i in members]).tolist()
+            parts = jnp.split(_row_of_draws(call_key, end), inner)
+            draws |= {i: part.reshape(shapes[i]) for i, part in zip(members, parts, strict=True)}
+    return [draws[i] for i in range(len(shapes))]
+
+
+def _row_of_draws(key: jax.Array, size: int) -> jax.Array:
+    """Standard normal draws of which parts are taken: by a loop, or XLA would draw anew for each part."""
+    half = lambda half_key: standard_normal(half_key, (math.ceil(size / 2),))  # noqa: E731
+    return jax.lax.map(half, jax.random.split(key)).reshape(-1)[:size]
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -51,7 +81,7 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     outcome that one neighbour can produce and the other can't is a δ that no accountant has charged: up to
     Φ(−4.22) = 1.2e-5 a release at σ = 1, in the worst direction and before sampling. Here 63 random bits give the
     distance u from the nearer tail, at full float32 precision however small it is, and one more the sign:
-    |z| = −Φ⁻¹(u/2), cut off where the probability is 2⁻⁶³. It takes 2.6 times as long, little beside a gradient.
+    |z| = −Φ⁻¹(u/2), cut off where the probability is 2⁻⁶³.
     """
     half_u, sign = _half_uniform(key, shape)
     return sign * -ndtri(half_u)
@@ -65,8 +95,8 @@ def standard_laplace(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _half_uniform(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """u/2 in (0, 1/2] of 63 random bits, and a random sign."""
-    words = jax.random.bits(key, (2, *shape), jnp.uint32)
-    high = (words[0] >> 1).astype(jnp.float32)
+    first, second = words(key, shape)
+    high = (first >> 1).astype(jnp.float32)
     # 31 bits, then 32 more, then half a unit so that it is never zero.
-    half_u = (high + (words[1].astype(jnp.float32) + 0.5) * 2.0**-32) * 2.0**-32
-    return jnp.minimum(half_u, 0.5), jnp.where(words[0] & 1, 1.0, -1.0)
+    half_u = (high + (second.astype(jnp.float32) + 0.5) * 2.0**-32) * 2.0**-32
+    return jnp.minimum(half_u, 0.5), jnp.where(first & 1, 1.0, -1.0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from accountants.domains import probability, whole
 from accountants.events import DpEvent, PoissonSampledDpEvent
+from marauder_dp.threefry import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,7 @@ class PoissonSampler:
         threshold = math.floor(self.sampling_probability * 2**32)
         if threshold >= 2**32:
             return jnp.ones(self.num_examples, bool)
-        # jax_threefry_partitionable (JAX's default) makes the bits of entry i a function of (key, i) alone.
-        bits = jax.random.bits(jax.random.fold_in(key, step), (self.num_examples,), jnp.uint32)
+        bits, _ = words(jax.random.fold_in(key, step), (self.num_examples,))
         return bits < jnp.uint32(threshold)
 
 

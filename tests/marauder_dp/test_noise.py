@@ -3,6 +3,8 @@
 Statistical tests have fixed seeds and thresholds with a false-alarm rate below 1e-6 each.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from scipy import stats
 
 from marauder_dp import gaussian_noise, standard_normal
+from marauder_dp.threefry import words
 
 pytestmark = pytest.mark.usefixtures("strict_rank")
 
@@ -43,7 +46,7 @@ def test_tails_hold_as_many_draws_as_they_should(draws):
 def test_extreme_words_reach_nine_standard_deviations(monkeypatch):
     """The draw with all-zero words is the farthest: far beyond the 5.42 of `jax.random.normal`, and finite."""
     extremes = jnp.array([[0, 1, 0xFFFFFFFF, 0xFFFFFFFE], [0, 0, 0xFFFFFFFF, 0xFFFFFFFF]], jnp.uint32)
-    monkeypatch.setattr(jax.random, "bits", lambda *_: extremes)
+    monkeypatch.setattr("marauder_dp.noise.words", lambda *_: extremes)
     z = np.asarray(standard_normal(jax.random.key(0), (4,)))
     assert z[0] == pytest.approx(-stats.norm.isf(2.0**-65), rel=1e-3)
     assert z[1] == -z[0]
@@ -52,21 +55,33 @@ def test_extreme_words_reach_nine_standard_deviations(monkeypatch):
 
 
 def test_matches_the_inverse_distribution_function():
-    words = np.asarray(jax.random.bits(jax.random.key(3), (2, 10_000), jnp.uint32)).astype(object)
+    both = np.asarray(words(jax.random.key(3), (10_000,))).astype(object)
     z = np.asarray(standard_normal(jax.random.key(3), (10_000,)), np.float64)
-    u = np.array([((w >> 1) * 2**32 + v + 0.5) / 2**64 for w, v in words.T], dtype=np.float64)
+    u = np.array([((w >> 1) * 2**32 + v + 0.5) / 2**64 for w, v in both.T], dtype=np.float64)
     np.testing.assert_allclose(np.abs(z), -stats.norm.ppf(u), rtol=2e-5, atol=2e-6)
 
 
-def test_transformation_adds_the_stated_noise_to_every_leaf():
-    updates = {"a": jnp.ones((300, 400)), "b": jnp.zeros(80_000)}
+@pytest.mark.parametrize("large", [1, 100_000, 10**9])
+def test_transformation_adds_the_stated_noise_to_every_leaf(monkeypatch, large):
+    monkeypatch.setattr("marauder_dp.noise._LARGE", large)
+    updates = {
+        "a": jnp.ones((300, 400)),
+        "b": jnp.zeros(80_001),
+        "c": jnp.ones((300, 400)),
+        "d": jnp.zeros(()),
+        "e": jnp.zeros(0),
+    }
     noise = gaussian_noise(2.5)
     noisy, _ = noise.update(updates, noise.init(updates), noise_key=jax.random.key(7))
-    for name in updates:
-        z = (np.asarray(noisy[name], np.float64) - np.asarray(updates[name])).ravel() / 2.5
-        assert 5e-7 < stats.chi2.cdf(np.sum(z**2), z.size) < 1 - 5e-7
-    a, b = (np.asarray(noisy[name]).ravel()[:80_000] for name in "ab")
-    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(80_000)  # leaves don't share their noise
+    assert jax.tree.map(jnp.shape, noisy) == jax.tree.map(jnp.shape, updates)
+    z = {name: (np.asarray(noisy[name], np.float64) - np.asarray(updates[name])).ravel() / 2.5 for name in updates}
+    for name in "abc":
+        assert 5e-7 < stats.chi2.cdf(np.sum(z[name] ** 2), z[name].size) < 1 - 5e-7
+    assert z["d"] != 0
+    # Neither leaves nor parts of them share their noise, at whatever distance.
+    assert len(np.unique(np.concatenate(list(z.values())))) > 0.99 * sum(map(len, z.values()))
+    for one, other in itertools.combinations("abc", 2):
+        assert abs(np.corrcoef(z[one][:80_000], z[other][:80_000])[0, 1]) < 5 / np.sqrt(80_000)
 
 
 def test_keys_decide_and_state_holds_none():
