@@ -39,6 +39,7 @@ from marauder_dp.cuts.explain import explain as explained
 from marauder_dp.cuts.factors import Size, combined, wide_type
 from marauder_dp.cuts.walker import UncuttableError, equations
 from marauder_dp.errors import ModelError, PlanError
+from marauder_dp.memory import examples_in_cache, in_equal_groups
 from marauder_dp.trainable import Filter, join, path_name, split
 
 PyTree = Any
@@ -75,6 +76,7 @@ class ClippedGradFn:
     rule: str
     method: str
     trainable: Filter | None = None
+    micro_batch: int | None = None
 
     @property
     def clip_norm(self) -> float:
@@ -96,9 +98,11 @@ class ClippedGradFn:
         if self.trainable is not None:
             trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
             return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
-        size = _check(self.loss_fn, params, batch, mask)
+        size, at_a_time = _check(self, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
+        if at_a_time < size:
+            return _in_groups(self, at_a_time, params, batch, mask)
         return _METHODS[self.method](self, params, batch, mask)
 
     def sensitivity(self, neighbouring_relation: str | NeighbouringRelation) -> float:
@@ -115,6 +119,7 @@ def clipped_grad(
     rule: str = "clip",
     method: str = "auto",
     trainable: Filter | None = None,
+    micro_batch: int | None = None,
 ) -> ClippedGradFn:
     """Turns the loss of one example into the sum of clipped per-example gradients of a batch.
 
@@ -130,9 +135,11 @@ def clipped_grad(
         "auto": the best that is private, "cuts".
       trainable: path of a parameter → whether it is trained; default: all are. The others (a backbone under LoRA, say) cost
         nothing, may be of any type, and `sum` has None in their place, so neither noise nor an optimizer sees them.
+      micro_batch: examples at a time, in a loop; less memory, and the same up to rounding. By default as many as a CPU's
+        caches hold where that is faster (`memory.examples_in_cache`), otherwise the whole batch.
 
     Raises:
-      PlanError: a clip norm, rule or method that does not exist.
+      PlanError: a clip norm, rule, method or micro-batch that does not exist.
     """
     norms = dict(clip_norm) if isinstance(clip_norm, Mapping) else {"": clip_norm}
     if not norms:
@@ -147,8 +154,10 @@ def clipped_grad(
         raise PlanError(f"clipping rule must be one of {', '.join(_RULES)}; got {rule!r}")
     if method not in ("auto", *_METHODS):
         raise PlanError(f"clipping method must be one of auto, {', '.join(_METHODS)}; got {method!r}")
+    if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
+        raise PlanError(f"micro_batch must be a whole number of at least 1, or None for the fastest; got {micro_batch!r}")
     norms = {path.strip("/"): float(norm) for path, norm in norms.items()}
-    return ClippedGradFn(loss_fn, tuple(norms.items()), rule, "cuts" if method == "auto" else method, trainable)
+    return ClippedGradFn(loss_fn, tuple(norms.items()), rule, "cuts" if method == "auto" else method, trainable, micro_batch)
 
 
 def per_layer(params: PyTree, clip_norm: float) -> dict[str, float]:
@@ -160,27 +169,48 @@ def per_layer(params: PyTree, clip_norm: float) -> dict[str, float]:
     return {layer: clip_norm / math.sqrt(len(layers)) for layer in sorted(layers)}
 
 
-def explain(loss_fn: LossFn, params: PyTree, batch: PyTree, *, trainable: Filter | None = None) -> Explanation:
+def explain(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, *, trainable: Filter | None = None, micro_batch: int | None = None
+) -> Explanation:
     """How `clipped_grad` treats each parameter for a batch of this shape: print it. Nothing is computed.
 
     Args:
       loss_fn: (params, example) → scalar.
       params, batch: as for a `ClippedGradFn`; shapes (`jax.ShapeDtypeStruct`) do as well.
-      trainable: as for `clipped_grad`.
+      trainable, micro_batch: as for `clipped_grad`.
 
     Raises:
       ModelError: as a `ClippedGradFn`.
     """
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
-    _check(loss_fn, params, batch, None)
-    return explained(loss_fn, params, batch, [name or "the parameter" for name in _names(params)])
+    _, at_a_time = _check(clipped_grad(loss_fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
+    group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
+    return explained(loss_fn, params, group, [name or "the parameter" for name in _names(params)])
 
 
 def _restricted(loss_fn: LossFn, params: PyTree, trainable: Filter) -> tuple[PyTree, LossFn]:
     """The trained parameters, and the loss as a function of them."""
     trained, frozen = split(params, trainable)
     return trained, lambda trained, example: loss_fn(join(trained, frozen), example)
+
+
+def _in_groups(fn: ClippedGradFn, at_a_time: int, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
+    """So many examples at a time; the last group is filled up with examples that don't count."""
+    size = len(mask)
+    count = math.ceil(size / at_a_time)
+    missing = count * at_a_time - size
+    grouped = lambda x, fill: jnp.concatenate([x, fill]).reshape(count, at_a_time, *x.shape[1:])  # noqa: E731
+    groups = jax.tree.map(lambda x: grouped(jnp.asarray(x), jnp.asarray(x)[:missing]), batch)
+
+    def add(total: PyTree, group: tuple[PyTree, jax.Array]) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+        part = _METHODS[fn.method](fn, params, *group)
+        return jax.tree.map(jnp.add, total, part.sum), (part.norms, part.losses)
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_type(p)), params)
+    total, seen = jax.lax.scan(add, zeros, (groups, grouped(mask, jnp.zeros(missing, bool))))
+    norms, losses = (each.reshape(-1)[:size] for each in seen)
+    return ClippedGrad(total, norms, losses)
 
 
 def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
@@ -295,8 +325,8 @@ def _names(params: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> int:
-    """Refuses what can't be clipped rightly, at trace time; returns the batch size."""
+def _check(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> tuple[int, int]:
+    """Refuses what can't be clipped rightly, at trace time; returns the batch size and how many to take at a time."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ModelError(
@@ -311,7 +341,7 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
         raise ModelError(f"mask must have the shape ({size},) of the batch; got {jnp.shape(mask)}")
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
     try:
-        jaxpr, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
+        jaxpr, out = jax.make_jaxpr(fn.loss_fn, return_shape=True)(params, example)
     except (TypeError, ValueError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -331,4 +361,8 @@ def _check(loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array | Non
             f"the loss has side effects or calls Python ({found}): what leaves it so is private and unaccounted. Remove it "
             "(jax.debug.print, io_callback, pure_callback and the like)"
         )
-    return int(size)
+    if fn.micro_batch is not None:
+        return size, min(fn.micro_batch, size)
+    if jax.device_count() > 1:  # the batch may be spread over devices, which groups would mix
+        return size, size
+    return size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params))

@@ -17,7 +17,7 @@ from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_gra
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
-from marauder_dp.memory import examples_in_cache
+from marauder_dp.memory import examples_in_cache, in_equal_groups
 from marauder_dp.noise import gaussian_noise
 from marauder_dp.plan import DpSgdPlan
 from marauder_dp.sampling import micro_batch_ids, take
@@ -104,7 +104,7 @@ class DpSgd:
 
     def explain(self, params: PyTree, data: PyTree) -> Explanation:
         """How clipping treats each parameter in one micro-batch; nothing is computed. Arguments may be shapes."""
-        return explain(self._loss, params, self._shapes(data), trainable=self.trainable)
+        return explain(self._loss, params, self._shapes(data), trainable=self.trainable, micro_batch=self.micro_batch)
 
     def in_groups(self, groups: int) -> "DpSgd":
         """The same with so many micro-batches in place of one."""
@@ -113,7 +113,8 @@ class DpSgd:
     def in_cache(self, params: PyTree, data: PyTree) -> "DpSgd":
         """The same with micro-batches as small as is fastest. Arguments may be shapes."""
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._shapes(data))
-        return self.in_groups(max(1, round(self.micro_batch / max(1, examples_in_cache(self._loss, params, example)))))
+        most = examples_in_cache(jax.make_jaxpr(self._loss)(params, example).jaxpr, params)
+        return dataclasses.replace(self, micro_batch=in_equal_groups(self.micro_batch, most))
 
     def _shapes(self, data: PyTree) -> PyTree:
         """Of one micro-batch."""
@@ -197,15 +198,16 @@ class DpSgd:
     def _gradient(self, params: PyTree, unit: jax.Array | float) -> ClippedGradFn:
         """The clipping that the plan asks for, of the loss over `unit`."""
         plan = self.plan
+        options: Any = {"trainable": self.trainable, "micro_batch": self.micro_batch}
         if not plan.private:
-            return clipped_grad(self._loss, clip_norm=math.inf, method="none", trainable=self.trainable)
+            return clipped_grad(self._loss, clip_norm=math.inf, method="none", **options)
         if plan.adaptive:
             scaled = lambda params, x: self._loss(params, x).astype(jnp.float32) / unit  # noqa: E731
-            return clipped_grad(scaled, clip_norm=1.0, trainable=self.trainable)
+            return clipped_grad(scaled, clip_norm=1.0, **options)
         trained = split(params, self.trainable)[0]
         norms = per_layer(trained, plan.clip_norm) if plan.clipping == "per_layer" else plan.clip_norm
         rule = plan.clipping if plan.clipping in ("auto_s", "auto_v") else "clip"
-        return clipped_grad(self._loss, clip_norm=norms, rule=rule, trainable=self.trainable)
+        return clipped_grad(self._loss, clip_norm=norms, rule=rule, **options)
 
     def _examples(self, data: PyTree, ids: jax.Array, seed: jax.Array) -> PyTree:
         """Rows `ids`, and if the loss draws random numbers a key for each: of this step and its id alone."""

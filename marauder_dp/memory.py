@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,23 +37,25 @@ def _device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def examples_in_cache(loss_fn: Callable[..., jax.Array], params: Any, example: Any) -> float:
+def examples_in_cache(loss: Any, params: Any) -> float:
     """How many examples at a time are fastest; infinite where more are never slower.
 
     On a CPU, intermediate values that don't fit into its caches cost more than adding up a few sums of gradients. Not so where
-    parameters are most of what is moved, nor on accelerators, nor with native convolutions, of which few at a time are slow.
+    parameters are most of what is moved, nor on accelerators, nor with native convolutions, which are slow in a loop.
 
     Args:
-      loss_fn: (params, example) → scalar.
-      params, example: arrays or their shapes and types.
+      loss: jaxpr of the loss of one example.
+      params: arrays or their shapes and types.
     """
-    if jax.default_backend() != "cpu":
-        return math.inf
-    jaxpr = jax.make_jaxpr(loss_fn)(params, example).jaxpr
-    if any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(jaxpr)):
+    if jax.default_backend() != "cpu" or any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(loss)):
         return math.inf
     sums = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return max(_CACHE, 8 * sums) / max(1, _written(jaxpr))
+    return max(_CACHE, 8 * sums) / max(1, _written(loss))
+
+
+def in_equal_groups(size: int, most: float) -> int:
+    """A group's size when `size` examples are divided into groups of about `most`, all but the last of them equal."""
+    return math.ceil(size / max(1, round(size / max(1, most))))
 
 
 def _written(jaxpr: Any) -> int:

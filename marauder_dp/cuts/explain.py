@@ -47,13 +47,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A row for each parameter, or for those that are handled together. `str` is a table."""
+    """A row for each parameter, or for those that are handled together. `str` is a table.
+
+    Attributes:
+      rows: of the table.
+      batch_size: examples at a time.
+    """
 
     rows: tuple[Row, ...]
     batch_size: int
 
     def __str__(self) -> str:
-        header = ("parameter", "rule", "route", f"memory, MiB (batch {self.batch_size})", "MFLOP", "why")
+        header = ("parameter", "rule", "route", f"memory, MiB ({self.batch_size} at a time)", "MFLOP", "why")
         table = [header]
         for row in self.rows:
             name = row.parameters[0] + (f" and {len(row.parameters) - 1} more" if len(row.parameters) > 1 else "")

@@ -121,7 +121,8 @@ def train_student(
         guessed = optax.softmax_cross_entropy_with_integer_labels(both[len(x) :], predicted.argmax(axis=1))
         return regular + supervised + jnp.where(sure, guessed, 0).mean()
 
-    groups = _groups(training, lambda params, x: jnp.sum(logits(params, x[None])), params, shape)
+    one = jax.make_jaxpr(lambda params, x: jnp.sum(logits(params, x[None])))(params, jnp.zeros(shape))
+    groups = _groups(training, examples_in_cache(one.jaxpr, params))
 
     def gradient(state: _State, pool: jax.Array, which: jax.Array, y: jax.Array, rest: jax.Array) -> PyTree:
         step_key = jax.random.fold_in(key, state.step)
@@ -160,11 +161,10 @@ def train_student(
     return jax.tree.map(np.asarray, state.averaged)
 
 
-def _groups(training: StudentTraining, loss: Any, params: PyTree, shape: tuple[int, ...]) -> int:
-    """Into how many equal parts the examples of an update are divided, to be faster (see `memory`)."""
-    examples = training.batch_size * (1 + training.unlabelled)
-    most = examples / examples_in_cache(loss, params, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return max(d for d in range(1, training.batch_size + 1) if training.batch_size % d == 0 and d <= max(1, most))
+def _groups(training: StudentTraining, at_a_time: float) -> int:
+    """Into how many equal parts the examples of an update are divided, so that each has about so many."""
+    most = max(1, training.batch_size * (1 + training.unlabelled) / at_a_time)
+    return max(d for d in range(1, training.batch_size + 1) if training.batch_size % d == 0 and d <= most)
 
 
 class _Shuffled:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from marauder_dp import ModelError, PlanError, clipped_grad, per_layer
+from marauder_dp import ModelError, PlanError, clipped_grad, explain, per_layer
 from tests.marauder_dp.conftest import tree_norm
 
 pytestmark = pytest.mark.usefixtures("strict_rank")
@@ -243,3 +243,61 @@ def test_wrong_groups_and_rules_are_refused(problem):
         clipped_grad(loss, clip_norm=1.0, rule="magic")
     with pytest.raises(PlanError, match="finite"):
         clipped_grad(loss, clip_norm=math.inf, rule="auto_v")
+
+
+class TestMicroBatches:
+    @pytest.mark.parametrize("method", ["cuts", "vmap", "none"])
+    @pytest.mark.parametrize("size", [1, 3, 5, 8, 20])
+    def test_change_nothing_but_rounding(self, problem, method, size):
+        loss, params, batch = problem
+        mask = jnp.arange(len(batch[1])) % 3 != 1
+        whole, parts = (
+            jax.jit(clipped_grad(loss, clip_norm=0.5 if method != "none" else math.inf, method=method, micro_batch=m))
+            for m in (None, size)
+        )
+        for a, b in zip(jax.tree.leaves(whole(params, batch, mask)), jax.tree.leaves(parts(params, batch, mask)), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    def test_an_example_that_fills_the_last_group_does_not_count(self):
+        """NaN in the first example, with which the last group is filled up, is dropped once and harms no other."""
+        x = jnp.array([[jnp.nan], [1.0], [1.0], [1.0], [1.0]])
+        out = clipped_grad(lambda w, x: jnp.sum(w * x), clip_norm=1.0, micro_batch=2)(jnp.ones(1), x)
+        assert float(out.sum[0]) == pytest.approx(4, rel=1e-5)
+        assert np.isnan(out.norms[0])
+        assert np.isfinite(out.norms[1:]).all()
+
+    def test_keys_in_the_batch(self):
+        keys = jax.random.split(jax.random.key(0), 5)
+        loss = lambda w, key: jnp.sum(w * jax.random.normal(key, w.shape))
+        whole, parts = (clipped_grad(loss, clip_norm=1.0, micro_batch=m)(jnp.ones(3), keys) for m in (None, 2))
+        np.testing.assert_allclose(whole.sum, parts.sum, rtol=1e-5)
+
+    def test_chosen_so_that_intermediate_values_stay_in_cache(self, monkeypatch):
+        """A loss that writes 100 times its input, a MiB an example: in groups, with less memory than whole."""
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        monkeypatch.setattr("marauder_dp.memory._CACHE", 8 * 2**20)
+
+        def loss(w, x):
+            for _ in range(100):
+                x = jnp.sin(x) * w
+            return jnp.sum(x)
+
+        w, x = jnp.ones(1300), jnp.ones((64, 1300))
+        memory = {}
+        for micro_batch in (None, 64):
+            fn = jax.jit(clipped_grad(loss, clip_norm=1.0, micro_batch=micro_batch))
+            memory[micro_batch] = fn.lower(w, x).compile().memory_analysis().temp_size_in_bytes
+        assert memory[None] < memory[64] / 4
+        assert explain(loss, w, x).batch_size == 8
+
+    def test_few_large_parameters_or_native_convolutions_stay_whole(self):
+        dense = lambda w, x: jnp.sum(jnp.tanh(x @ w))
+        assert explain(dense, jnp.ones((2000, 3000)), jnp.ones((64, 2000))).batch_size == 64
+        conv = lambda w, x: jnp.sum(jax.lax.conv(x[None], w, (1, 1), "SAME") ** 2)
+        assert explain(conv, jnp.ones((8, 3, 3, 3)), jnp.ones((64, 3, 300, 300))).batch_size == 64
+
+    @pytest.mark.parametrize("size", [0, -1, 2.0, "4"])
+    def test_impossible_ones_are_refused(self, size):
+        with pytest.raises(PlanError, match="micro_batch"):
+            clipped_grad(lambda w, x: w * x, clip_norm=1.0, micro_batch=size)
