@@ -1,7 +1,10 @@
-"""Random words: the cipher Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw 2011), on the counters 0, 1, 2, …
+"""Random words: the cipher Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw 2011), on counters.
 
 The same cipher as JAX's, written out in one line of operations, so that XLA computes words and what is made of them in one
 pass. JAX's own is a loop over arrays in memory on a CPU, and keeps one of the two words of each block.
+
+JAX derives keys from a key by the same cipher on the blocks (0, 0), (0, 1), …; ours begin with a number of their own, so what
+is drawn under a key is never a key derived from it.
 """
 
 import math
@@ -11,6 +14,8 @@ import jax.numpy as jnp
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+FIRST = 0x4D445057
+"""The first word of every block that `words` enciphers; the second is the position."""
 
 
 def words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -34,7 +39,7 @@ def words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :])
         position += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return encipher(first, second, jnp.zeros(shape, jnp.uint32), position)
+    return encipher(first, second, jnp.full(shape, FIRST, jnp.uint32), position)
 
 
 def encipher(key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array) -> tuple[jax.Array, jax.Array]:

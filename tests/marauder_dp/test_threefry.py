@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from marauder_dp.threefry import encipher, words
+from marauder_dp.threefry import FIRST, encipher, words
 
 pytestmark = pytest.mark.usefixtures("strict_rank")
 U = jnp.uint32
@@ -37,7 +37,7 @@ def test_is_the_cipher_of_jax():
 @pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (1, 24)])
 def test_the_position_decides_and_not_the_shape(shape):
     key = jax.random.key(5)
-    first, second = encipher(*jax.random.key_data(key), jnp.zeros(24, U), jnp.arange(24, dtype=U))
+    first, second = encipher(*jax.random.key_data(key), jnp.full(24, FIRST, U), jnp.arange(24, dtype=U))
     for ours, expected in zip(words(key, shape), (first, second), strict=True):
         assert ours.shape == shape
         np.testing.assert_array_equal(ours.reshape(-1), expected)
@@ -53,6 +53,14 @@ def test_each_key_of_many_has_its_own():
     first, _ = jax.vmap(lambda key: words(key, (100,)))(keys)
     np.testing.assert_array_equal(first[3], words(keys[3], (100,))[0])
     assert len(np.unique(first)) == 500
+
+
+def test_what_is_drawn_is_no_key_that_jax_derives():
+    key = jax.random.key(3)
+    drawn = set(np.stack(words(key, (500,)), axis=1).reshape(-1).tolist())
+    folded = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(jnp.arange(500))
+    derived = {*np.asarray(jax.random.key_data(jax.random.split(key, 500))).reshape(-1).tolist(), *folded.reshape(-1).tolist()}
+    assert not drawn & derived
 
 
 def test_a_key_of_another_cipher_gives_its_own_words():
