@@ -60,18 +60,17 @@ def _draws(key: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     draws: dict[int, jax.Array] = {}
     for call_key, (shape, members) in zip(jax.random.split(key, max(1, len(calls))), calls.items(), strict=False):
         if shape:
-            draws |= zip(members, standard_normal(call_key, (len(members), *shape)), strict=True)
+            draws |= zip(members, _rows(call_key, len(members), shape), strict=True)
         else:
             *inner, end = np.cumsum([math.prod(shapes[i]) for i in members]).tolist()
-            parts = jnp.split(_row_of_draws(call_key, end), inner)
+            parts = jnp.split(_rows(call_key, 2, (math.ceil(end / 2),)).reshape(-1)[:end], inner)
             draws |= {i: part.reshape(shapes[i]) for i, part in zip(members, parts, strict=True)}
     return [draws[i] for i in range(len(shapes))]
 
 
-def _row_of_draws(key: jax.Array, size: int) -> jax.Array:
-    """Standard normal draws of which parts are taken: by a loop, or XLA would draw anew for each part."""
-    half = lambda half_key: standard_normal(half_key, (math.ceil(size / 2),))  # noqa: E731
-    return jax.lax.map(half, jax.random.split(key)).reshape(-1)[:size]
+def _rows(key: jax.Array, count: int, shape: tuple[int, ...]) -> jax.Array:
+    """(count, *shape) standard normal draws, of which parts are used: by a loop, or XLA would draw anew for each part."""
+    return jax.lax.map(lambda row_key: standard_normal(row_key, shape), jax.random.split(key, count))
 
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
