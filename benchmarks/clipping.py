@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks.clipping_work import WORK, Work
 from marauder_dp import clipped_grad, explain
@@ -43,15 +44,13 @@ def main() -> None:
 def measure(work: Work, peers: bool, torch: bool) -> None:
     """Prints the rows of one model."""
     params, data = work.params(), work.data()
-    size, at_a_time = work.batch_size, explain(work.loss(), params, data).batch_size
+    at_a_time = explain(work.loss(), params, data).batch_size
     sums = {
-        PLAIN: clipped_grad(work.loss(), clip_norm=1.0, method="none", micro_batch=size),
         "ours": clipped_grad(work.loss(), clip_norm=1.0),
+        f"plain in our form, {at_a_time} at a time": clipped_grad(work.loss(), clip_norm=1.0, method="none"),
     }
-    if at_a_time < size:
-        sums[f"plain, {at_a_time} at a time"] = clipped_grad(work.loss(), clip_norm=1.0, method="none")
-        sums["ours, whole batch"] = clipped_grad(work.loss(), clip_norm=1.0, micro_batch=size)
-    functions = {name: (lambda p, b, fn=fn: fn(p, b)[:2]) for name, fn in sums.items()}
+    functions: dict[str, Callable[..., Any]] = {PLAIN: plain(work.loss())}
+    functions |= {name: (lambda p, b, fn=fn: fn(p, b)[:2]) for name, fn in sums.items()}
     if peers:
         functions |= peer_functions(work, params)
     programs = {name: compiled(fn, params, data) for name, fn in functions.items()}
@@ -80,20 +79,35 @@ def measure(work: Work, peers: bool, torch: bool) -> None:
         print(row, flush=True)
 
 
+def plain(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Non-private training's gradient as anyone would write it: of the batch's summed loss."""
+    return jax.value_and_grad(lambda params, batch: jnp.sum(jax.vmap(loss, (None, 0))(params, batch)))
+
+
 def peer_functions(work: Work, params: Any) -> dict[str, Callable[..., Any]]:
     """Written-out gradients, and jax-privacy's, of the whole batch where they take less than 4 GiB, and in micro-batches."""
     from jax_privacy.clipping import clipped_grad as jax_privacy_clipped_grad
 
     each = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     sizes = [size for size in (work.batch_size, 16, 4) if size * each < 4 * 2**30]
-    ours = clipped_grad(work.loss(), clip_norm=1.0, method="vmap", micro_batch=work.batch_size)
-    functions: dict[str, Callable[..., Any]] = {"vmap(grad)": lambda p, b: ours(p, b)[:2]} if work.batch_size in sizes else {}
+    functions: dict[str, Callable[..., Any]] = {"vmap(grad)": written_out(work.loss())} if work.batch_size in sizes else {}
     for size in sizes:
         options = {"microbatch_size": size if size < work.batch_size else None, "keep_batch_dim": False}
         functions[f"jax-privacy ({size} at a time)"] = jax_privacy_clipped_grad(
             work.loss(), l2_clip_norm=1.0, return_grad_norms=True, **options
         )
     return functions
+
+
+def written_out(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Clipping as anyone would write it."""
+
+    def clipped_sum(params: Any, batch: Any) -> Any:
+        grads = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+        norms = jnp.sqrt(sum(jnp.sum(g.reshape(len(g), -1) ** 2, 1) for g in jax.tree.leaves(grads)))
+        return jax.tree.map(lambda g: jnp.tensordot(1 / jnp.maximum(norms, 1), g, 1), grads), norms
+
+    return clipped_sum
 
 
 def compiled(fn: Callable[..., Any], params: Any, data: Any) -> tuple[Callable[..., Any], float, float]:

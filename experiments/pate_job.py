@@ -38,8 +38,11 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
     Raises:
       MarauderError: whatever is wrong with data, settings or model.
     """
+    import jax
+
     from accountants.events import NeighbouringRelation
     from accountants.policy import ALL
+    from marauder_dp.convolutions import as_products
     from marauder_dp.datasets import load_dataset
     from marauder_dp.datasets.scaling import standardised
     from marauder_dp.errors import PlanError
@@ -96,7 +99,7 @@ def prepare(settings: PateSettings, data_dir: str | None) -> "Job":
             test_y=data.test_y[settings.public :],
         ),
         ensemble=compile_ensemble(training, private.partitions, (data.train_x, data.train_y), chunk=settings.chunk),
-        apply=lambda params, x: teacher.apply({"params": params}, x),
+        apply=jax.vmap(as_products(lambda params, x: teacher.apply({"params": params}, x)), (None, 0)),
         voting=voting,
         choice=_choice(settings, voting, delta, data.test_x[: settings.public]),
         student=StudentTraining(

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from accountants.events import NeighbouringRelation, as_relation
+from marauder_dp.convolutions import for_device
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
@@ -98,12 +99,13 @@ class ClippedGradFn:
         if self.trainable is not None:
             trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
             return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
-        size, at_a_time = _check(self, params, batch, mask)
+        fn = dataclasses.replace(self, loss_fn=for_device(self.loss_fn))
+        size, at_a_time = _check(fn, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
         if at_a_time < size:
-            return _in_groups(self, at_a_time, params, batch, mask)
-        return _METHODS[self.method](self, params, batch, mask)
+            return _in_groups(fn, at_a_time, params, batch, mask)
+        return _METHODS[fn.method](fn, params, batch, mask)
 
     def sensitivity(self, neighbouring_relation: str | NeighbouringRelation) -> float:
         """The largest L2 distance between the `sum`s of two neighbouring batches; infinite without clipping."""
@@ -184,6 +186,7 @@ def explain(
     """
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
+    loss_fn = for_device(loss_fn)
     _, at_a_time = _check(clipped_grad(loss_fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
     return explained(loss_fn, params, group, [name or "the parameter" for name in _names(params)])

@@ -14,6 +14,7 @@ import optax
 
 from marauder_dp import adaptive
 from marauder_dp.clipping import ClippedGrad, ClippedGradFn, LossFn, clipped_grad, explain, per_layer
+from marauder_dp.convolutions import for_device
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.factors import wide_type
 from marauder_dp.errors import PlanError
@@ -113,7 +114,7 @@ class DpSgd:
     def in_cache(self, params: PyTree, data: PyTree) -> "DpSgd":
         """The same with micro-batches as small as is fastest. Arguments may be shapes."""
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._shapes(data))
-        most = examples_in_cache(jax.make_jaxpr(self._loss)(params, example).jaxpr, params)
+        most = examples_in_cache(jax.make_jaxpr(for_device(self._loss))(params, example).jaxpr, params)
         return dataclasses.replace(self, micro_batch=in_equal_groups(self.micro_batch, most))
 
     def _shapes(self, data: PyTree) -> PyTree:

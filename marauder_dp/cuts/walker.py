@@ -41,7 +41,7 @@ _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy
 _MOVES |= {"slice", "split", "unstack"}
 _CAST = "convert_element_type"
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
-_INLINE = {
+INLINE = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "checkpoint": "jaxpr",
@@ -144,9 +144,9 @@ class Walk:
     def _equation(self, eqn: Any, ins: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         if not any(isinstance(v, Param) for v in ins):
-            return self._data(eqn, ins) if any(isinstance(v, Data) for v in ins) else _bind(eqn, ins)
-        if name in _INLINE:
-            inner = eqn.params[_INLINE[name]]
+            return self._data(eqn, ins) if any(isinstance(v, Data) for v in ins) else bind(eqn, ins)
+        if name in INLINE:
+            inner = eqn.params[INLINE[name]]
             return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins)
         # The backward pass of a custom_vjp need not be linear, and runs once a step: the sum over steps comes after it.
         ready = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
@@ -167,7 +167,7 @@ class Walk:
     def _data(self, eqn: Any, ins: list[Any]) -> list[Data]:
         if self._cuts is None:
             return [Data() for _ in eqn.outvars]
-        return [Data(out) for out in _bind(eqn, [v.value if isinstance(v, Data) else v for v in ins])]
+        return [Data(out) for out in bind(eqn, [v.value if isinstance(v, Data) else v for v in ins])]
 
     def _linear(self, eqn: Any, ins: list[Any], operand: int) -> Data:
         fixed = {i: v for i, v in enumerate(ins) if not isinstance(v, Data | Param)}
@@ -175,7 +175,7 @@ class Walk:
 
         def apply(a: Values, w: Array) -> Array:
             values = fixed | dict(zip(data, a, strict=True)) | {operand: w}
-            return _bind(eqn, [values[i] for i in range(len(ins))])[0]
+            return bind(eqn, [values[i] for i in range(len(ins))])[0]
 
         w, y = (_shape(var.aval) for var in (eqn.invars[operand], eqn.outvars[0]))
         site = Site(eqn.primitive.name, eqn, operand, apply, w, y, ins[operand], tuple(data))
@@ -265,7 +265,7 @@ def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[in
 def _param(eqn: Any, ins: list[Any]) -> list[Param]:
     """An equation of parameters and constants."""
     params = [v for v in ins if isinstance(v, Param)]
-    outs = _bind(eqn, [v.value if isinstance(v, Param) else v for v in ins])
+    outs = bind(eqn, [v.value if isinstance(v, Param) else v for v in ins])
     found = frozenset().union(*(p.leaves for p in params)) if eqn.primitive.name != "stop_gradient" else frozenset()
     sliced, own = any(p.sliced for p in params), any(p.own for p in params)
     once = all(p.once for p in params) and (
@@ -282,7 +282,7 @@ def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | 
         return None
     if eqn.primitive.name == _CAST:
         return before
-    return (lambda leaf: _bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
+    return (lambda leaf: bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
 
 
 def _smaller_product(eqn: Any, ins: list[Any]) -> bool:
@@ -318,7 +318,7 @@ def _has_custom_vjp(eqn: Any) -> bool:
     return any(each.primitive.name.startswith("custom_vjp") for each in every)
 
 
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # older JAX returns both
     out = eqn.primitive.bind(*functions, *values, **params)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
+from marauder_dp.convolutions import as_products
 from marauder_dp.errors import PlanError
 from marauder_dp.memory import examples_in_cache
 from marauder_dp.pate.distortions import slight, strong
@@ -104,8 +105,8 @@ def train_student(
     params = training.model.init(start, jnp.zeros((1, *shape)))["params"]
     state = _State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def logits(params: PyTree, x: jax.Array) -> jax.Array:
-        return training.model.apply({"params": params}, x).astype(jnp.float32)
+    one = as_products(lambda params, x: training.model.apply({"params": params}, x).astype(jnp.float32))
+    logits = jax.vmap(one, (None, 0))
 
     def loss(params: PyTree, averaged: PyTree, key: jax.Array, x: jax.Array, y: jax.Array, rest: jax.Array) -> jax.Array:
         first, second, third = jax.random.split(key, 3)
@@ -121,8 +122,7 @@ def train_student(
         guessed = optax.softmax_cross_entropy_with_integer_labels(both[len(x) :], predicted.argmax(axis=1))
         return regular + supervised + jnp.where(sure, guessed, 0).mean()
 
-    one = jax.make_jaxpr(lambda params, x: jnp.sum(logits(params, x[None])))(params, jnp.zeros(shape))
-    groups = _groups(training, examples_in_cache(one.jaxpr, params))
+    groups = _groups(training, examples_in_cache(jax.make_jaxpr(one)(params, jnp.zeros(shape)).jaxpr, params))
 
     def gradient(state: _State, pool: jax.Array, which: jax.Array, y: jax.Array, rest: jax.Array) -> PyTree:
         step_key = jax.random.fold_in(key, state.step)

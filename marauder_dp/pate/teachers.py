@@ -24,6 +24,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from marauder_dp.clipping import LossFn
+from marauder_dp.convolutions import as_products
 from marauder_dp.cuts.walker import equations
 from marauder_dp.errors import ModelError, PlanError
 from marauder_dp.pate.partitions import Partitions
@@ -95,7 +96,7 @@ class TeacherTraining:
 
     def _update(self, batch: PyTree, params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
         def mean_loss(params: PyTree) -> Array:
-            return jnp.mean(jax.vmap(self.loss_fn, (None, 0))(params, batch))
+            return jnp.mean(jax.vmap(as_products(self.loss_fn), (None, 0))(params, batch))
 
         updates, opt_state = self.optimizer.update(jax.grad(mean_loss)(params), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
@@ -228,7 +229,7 @@ def choose_chunk(training: TeacherTraining, example: PyTree, at_most: int) -> in
     state = jax.eval_shape(training.optimizer.init, params)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, params, state)))
     example = (example, jax.eval_shape(lambda: jax.random.key(0))) if training.keyed else example
-    loss = jax.make_jaxpr(training.loss_fn)(params, example)
+    loss = jax.make_jaxpr(as_products(training.loss_fn))(params, example)
     values = [out.aval for eqn in equations(loss.jaxpr) for out in eqn.outvars if hasattr(out.aval, "shape")]
     size += training.batch_size * sum(4 * math.prod(value.shape) for value in values)
     room = _CACHE_BYTES if jax.default_backend() == "cpu" else _ACCELERATOR_BYTES

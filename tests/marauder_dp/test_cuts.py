@@ -44,6 +44,13 @@ def test_equals_per_example_gradients(name):
     agree(loss, params, batch, float(np.median(norms)), 1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in ZOO if "convolution" in name or name == "weight_standardisation"])
+def test_native_convolutions_as_on_accelerators(name, monkeypatch):
+    monkeypatch.setattr("marauder_dp.clipping.for_device", lambda fn: fn)
+    loss, params, batch = ZOO[name]()
+    agree(loss, params, batch, float(np.median(reference(loss, params, batch, math.inf)[0])), 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_equals_per_example_gradients_in_float64(name):

@@ -8,23 +8,8 @@ import optax
 import pytest
 
 from marauder_dp import ModelError, PlanError, preflight
-from marauder_dp.models import PatchConv, accuracy, cross_entropy, make_model, max_pool_2x2
+from marauder_dp.models import accuracy, cross_entropy, make_model
 from marauder_dp.optimizers import make_optimizer, parse_arguments
-
-
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(28, 8, 2, 3), (13, 4, 2, 0), (5, 3, 1, 1), (4, 4, 3, 0)])
-def test_patch_convolution_is_flax_convolution(size, kernel, stride, padding):
-    x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
-    ours = PatchConv(6, kernel, stride, padding)
-    theirs = nn.Conv(6, (kernel, kernel), (stride, stride), padding=((padding, padding),) * 2)
-    variables = theirs.init(jax.random.key(1), x)
-    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-4, atol=1e-5)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x[0])) == jax.tree.map(jnp.shape, variables)
-
-
-def test_max_pool_is_flax_max_pool():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
-    np.testing.assert_array_equal(max_pool_2x2(x), nn.max_pool(x, (2, 2)))
 
 
 @pytest.mark.parametrize(
