@@ -127,6 +127,8 @@ class Outer:
         """Σ_i factors_i G_i in the shape of w; examples with factor 0 count nothing, whatever they hold."""
         use = (factors != 0)[:, None, None, None]
         a, g = jnp.where(use, self.a, 0), jnp.where(use, self.g * factors[:, None, None, None], 0)
+        if g.shape[3] < a.shape[3]:  # a CPU copies the transpose of what comes first
+            return self.arrange(jnp.swapaxes(jnp.einsum("bntd,bntp->ndp", g, a, precision=HIGHEST), 1, 2))
         return self.arrange(jnp.einsum("bntp,bntd->npd", a, g, precision=HIGHEST))
 
 
