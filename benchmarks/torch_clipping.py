@@ -141,7 +141,7 @@ class _Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(256), nn.Linear(256, 256)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids) + self.position(torch.arange(ids.shape[1]).expand(ids.shape))
+        x = self.embed(ids) + self.position(torch.arange(ids.shape[1]).expand(ids.shape).contiguous())
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x))

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from accountants.events import NeighbouringRelation, as_relation
-from marauder_dp.convolutions import for_device
+from marauder_dp.convolutions import for_device, has_convolutions
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
@@ -186,10 +186,13 @@ def explain(
     """
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
-    loss_fn = for_device(loss_fn)
-    _, at_a_time = _check(clipped_grad(loss_fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
+    fn = for_device(loss_fn)
+    _, at_a_time = _check(clipped_grad(fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
-    return explained(loss_fn, params, group, [name or "the parameter" for name in _names(params)])
+    explanation = explained(fn, params, group, [name or "the parameter" for name in _names(params)])
+    native, ours = (has_convolutions(jax.make_jaxpr(jax.vmap(f, (None, 0)))(params, group).jaxpr) for f in (loss_fn, fn))
+    note = "Convolutions are computed as products of patches, which a CPU does faster." if native and not ours else ""
+    return dataclasses.replace(explanation, note=note)
 
 
 def _restricted(loss_fn: LossFn, params: PyTree, trainable: Filter) -> tuple[PyTree, LossFn]:

@@ -20,6 +20,7 @@ from marauder_dp.cuts.walker import INLINE, bind, equations
 
 Array = jax.Array
 
+_CONVOLUTION = "conv_general_dilated"
 _LARGEST = 256 * 2**20  # bytes of all patches of one example
 _LONGEST = 32  # places of a kernel or window in one direction
 
@@ -28,7 +29,8 @@ def as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with its convolutions as matrix products, and its max-pooling as maxima, of slices.
 
     Values and gradients are the same up to rounding; of equals in a window, the first gets the gradient. All convolutions are
-    rewritten or none: none where patches would be too large, or one is inside `cond`, `while`, `custom_jvp` or `custom_vjp`.
+    rewritten or none: none where patches would be too large, where one is inside `cond`, `while`, `custom_jvp` or `custom_vjp`,
+    or where `fn` has side effects.
 
     Args:
       fn: any JAX function of arrays, such as the loss of one example.
@@ -37,10 +39,11 @@ def as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def rewritten(*args: Any) -> Any:
         jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        reached, every = list(_reached(jaxpr.jaxpr)), list(equations(jaxpr.jaxpr))
-        convolutions = [eqn for eqn in reached if eqn.primitive.name == "conv_general_dilated"]
-        hidden = len(convolutions) < sum(eqn.primitive.name == "conv_general_dilated" for eqn in every)
-        if not reached or hidden or sum(map(_patch_bytes, convolutions)) > _LARGEST:
+        reached = list(_reached(jaxpr.jaxpr))
+        convolutions = [eqn for eqn in reached if eqn.primitive.name == _CONVOLUTION]
+        every = [eqn for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == _CONVOLUTION]
+        too_large = sum(map(_patch_bytes, convolutions)) > _LARGEST
+        if not reached or len(convolutions) < len(every) or too_large or jaxpr.effects:
             return fn(*args)
         return jax.tree.unflatten(jax.tree.structure(out), _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(args)))
 
@@ -50,6 +53,11 @@ def as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
 def for_device(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`as_products(fn)` where that is faster, on a CPU; not on several, over which the whole of a batch may be spread."""
     return as_products(fn) if jax.default_backend() == "cpu" and jax.device_count() == 1 else fn
+
+
+def has_convolutions(jaxpr: Any) -> bool:
+    """Whether any are left as they are."""
+    return any(eqn.primitive.name == _CONVOLUTION for eqn in equations(jaxpr))
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -192,4 +200,4 @@ def _slices(x: Array, axis: int, count: int, stride: int, apart: int) -> list[Ar
     return [jax.lax.slice_in_dim(x, i, i + (positions - 1) * stride + 1, stride, axis) for i in starts]
 
 
-_RULES: dict[str, Callable[..., Array]] = {"conv_general_dilated": _convolution, "reduce_window_max": _max_pooling}
+_RULES: dict[str, Callable[..., Array]] = {_CONVOLUTION: _convolution, "reduce_window_max": _max_pooling}

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from marauder_dp.cuts.walker import equations, inner_jaxprs
+from marauder_dp.convolutions import has_convolutions
+from marauder_dp.cuts.walker import inner_jaxprs
 from marauder_dp.errors import PlanError
 
 _SHARE = 0.8  # of a device's memory
@@ -47,7 +48,7 @@ def examples_in_cache(loss: Any, params: Any) -> float:
       loss: jaxpr of the loss of one example.
       params: arrays or their shapes and types.
     """
-    if jax.default_backend() != "cpu" or any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(loss)):
+    if jax.default_backend() != "cpu" or has_convolutions(loss):
         return math.inf
     sums = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return max(_CACHE, 8 * sums) / max(1, _written(loss))

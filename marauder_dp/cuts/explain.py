@@ -52,10 +52,12 @@ class Explanation:
     Attributes:
       rows: of the table.
       batch_size: examples at a time.
+      note: what goes for the whole loss.
     """
 
     rows: tuple[Row, ...]
     batch_size: int
+    note: str = ""
 
     def __str__(self) -> str:
         header = ("parameter", "rule", "route", f"memory, MiB ({self.batch_size} at a time)", "MFLOP", "why")
@@ -64,9 +66,8 @@ class Explanation:
             name = row.parameters[0] + (f" and {len(row.parameters) - 1} more" if len(row.parameters) > 1 else "")
             table.append((name, row.rule, row.route, f"{row.bytes / 2**20:.2f}", f"{row.flops / 1e6:.3g}", row.why))
         widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
-        )
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
 def explain(loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batch: PyTree, names: Sequence[str]) -> Explanation:

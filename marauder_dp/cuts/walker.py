@@ -14,6 +14,8 @@ over its steps. `custom_jvp`, `custom_vjp`, `cond`, `while` stay whole: paramete
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +42,7 @@ _LINEAR = {
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim"}
 _MOVES |= {"slice", "split", "unstack"}
 _CAST = "convert_element_type"
+_MULTIPLES = {"mul", "div", "neg"}
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 INLINE = {
     "jit": "jaxpr",
@@ -69,6 +72,7 @@ class Param:
       once: whether no entry is in it more than once.
       sliced: inside a scan, whether it differs from step to step.
       own: whether each step of every enclosing scan has its own.
+      made: of what, where it is a concatenation, or a value times a number.
     """
 
     value: Any
@@ -77,6 +81,24 @@ class Param:
     once: bool = True
     sliced: bool = False
     own: bool = True
+    made: "Made | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How a parameter value was computed, if a product with it can be taken apart.
+
+    Attributes:
+      by: the equation.
+      operands: parameter values and constants.
+      axis: of a concatenation.
+      factor: which operand is not the number.
+    """
+
+    by: Any
+    operands: list[Any]
+    axis: int | None = None
+    factor: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +183,8 @@ class Walk:
         if name == "scan" and where:
             return self._scan(eqn, ins)
         if len(where) == 1 and where[0] in _LINEAR.get(name, ()):
+            if (apart := _apart(eqn, ins, where[0])) is not None:
+                return self.run(*apart)
             return [self._linear(eqn, ins, where[0])]
         return self._data(eqn, [self.identity(v) if isinstance(v, Param) else v for v in ins])
 
@@ -273,7 +297,30 @@ def _param(eqn: Any, ins: list[Any]) -> list[Param]:
     )
     leaves = [found if _differentiable(var.aval) else frozenset() for var in eqn.outvars]
     moved = [_moved(eqn, ins, i) if some else None for i, some in enumerate(leaves)]
-    return [Param(out, some, by, once, sliced, own) for out, some, by in zip(outs, leaves, moved, strict=True)]
+    made = _made(eqn, ins) if found and len(outs) == 1 else None
+    return [Param(out, some, by, once, sliced, own, made) for out, some, by in zip(outs, leaves, moved, strict=True)]
+
+
+def _made(eqn: Any, ins: list[Any]) -> Made | None:
+    """`Param.made` of the result of an equation of parameters and constants."""
+    name, made = eqn.primitive.name, ins[0].made if isinstance(ins[0], Param) else None
+    if name == "concatenate":
+        return Made(eqn, ins, eqn.params["dimension"])
+    if name in _MULTIPLES:
+        whole = [i for i, var in enumerate(eqn.invars) if var.aval.shape == eqn.outvars[0].aval.shape]
+        numbers = [i for i, var in enumerate(eqn.invars) if i not in whole and var.aval.shape == ()]
+        fits = len(whole) == 1 and len(numbers) == len(ins) - 1 and (name != "div" or whole == [0])
+        return Made(eqn, ins, factor=whole[0]) if fits else None
+    if made is None or len(ins) > 1:
+        return None
+    move = lambda v: _param(eqn, [v])[0] if isinstance(v, Param) else bind(eqn, [v])[0]  # noqa: E731
+    if made.axis is None and name in _MOVES:
+        operands = [move(v) if i == made.factor else v for i, v in enumerate(made.operands)]
+        return dataclasses.replace(made, operands=operands)
+    if made.axis is not None and name in ("transpose", _CAST):
+        axis = made.axis if name == _CAST else eqn.params["permutation"].index(made.axis)
+        return Made(made.by, [move(v) for v in made.operands], axis)
+    return None
 
 
 def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | None:
@@ -283,6 +330,51 @@ def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | 
     if eqn.primitive.name == _CAST:
         return before
     return (lambda leaf: bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
+
+
+def _apart(eqn: Any, ins: list[Any], operand: int) -> tuple[Any, Any, list[Any]] | None:
+    """A product with a concatenation, or with a number times w, as products with the parts, or with w: what `run` takes.
+
+    Gradients of the whole would have to be written out and carried back.
+    """
+    name, made = eqn.primitive.name, ins[operand].made
+    if made is None or name not in _PRODUCTS:
+        return None
+    product = lambda a, w: bind(eqn, [w, a] if operand == 0 else [a, w])[0]  # noqa: E731
+    taken_apart: Callable[..., Array]
+    if made.axis is None:
+        if eqn.outvars[0].aval.dtype != eqn.invars[operand].aval.dtype:
+            return None
+        taken_apart = lambda a, *vs: bind(made.by, [product(a, v) if i == made.factor else v for i, v in enumerate(vs)])[0]  # noqa: E731
+    elif name == "dot_general":
+        taken_apart = functools.partial(_with_concatenation, product, eqn, operand, made.axis)
+    else:
+        return None
+    values = [_value(v) for v in made.operands]
+    shapes = [_shape(eqn.invars[1 - operand].aval), *(jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in values)]
+    whole = jax.make_jaxpr(taken_apart)(*shapes)
+    return whole.jaxpr, whole.consts, [ins[1 - operand], *made.operands]
+
+
+def _with_concatenation(
+    product: Callable[[Array, Array], Array], eqn: Any, operand: int, axis: int, a: Array, *parts: Array
+) -> Array:
+    """The `dot_general` of a with parts concatenated along an axis."""
+    (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    if operand == 1:
+        contracted, batched, of_a, of_a_batch = right, right_batch, left, left_batch
+    else:
+        contracted, batched, of_a, of_a_batch = left, left_batch, right, right_batch
+    shared = dict(zip((*contracted, *batched), (*of_a, *of_a_batch), strict=True))
+    if axis not in shared:
+        free = [i for i in range(parts[0].ndim) if i not in shared]
+        first = len(batched) if operand == 0 else len(eqn.outvars[0].aval.shape) - len(free)
+        return jnp.concatenate([product(a, part) for part in parts], first + free.index(axis))
+    ends = list(itertools.accumulate(part.shape[axis] for part in parts))
+    products = [product(x, part) for x, part in zip(jnp.split(a, ends[:-1], shared[axis]), parts, strict=True)]
+    if axis in contracted:
+        return functools.reduce(jnp.add, products)
+    return jnp.concatenate(products, batched.index(axis))
 
 
 def _smaller_product(eqn: Any, ins: list[Any]) -> bool:
@@ -323,6 +415,10 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     functions, params = params if isinstance(params, tuple) else ((), params)  # older JAX returns both
     out = eqn.primitive.bind(*functions, *values, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _value(v: Any) -> Any:
+    return v.value if isinstance(v, Param) else v
 
 
 def _differentiable(aval: Any) -> bool:

@@ -168,6 +168,26 @@ def test_explain():
     assert row.route == "written out"
 
 
+@pytest.mark.parametrize(
+    ("name", "still"),
+    [
+        ("recurrent_with_concatenated_parameters", {"bias"}),
+        ("products_with_concatenations", set()),
+        ("products_with_multiples", {"scale", "b"}),  # b is used as 1/b too
+    ],
+)
+def test_concatenations_and_multiples_are_not_written_out(name, still):
+    routes = {parameter: row.route for row in explain(*ZOO[name]()).rows for parameter in row.parameters}
+    assert {parameter.split("/")[-1] for parameter, route in routes.items() if route == "written out"} == still
+
+
+def test_explain_says_that_convolutions_are_computed_as_products(monkeypatch):
+    assert "products of patches" in str(explain(*ZOO["convolution"]()))
+    assert "products of patches" not in str(explain(*ZOO["mlp"]()))
+    monkeypatch.setattr("marauder_dp.clipping.for_device", lambda fn: fn)
+    assert "products of patches" not in str(explain(*ZOO["convolution"]()))
+
+
 def test_side_effects_are_refused():
     def loss(w, x):
         jax.debug.print("{}", x)

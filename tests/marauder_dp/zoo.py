@@ -454,6 +454,40 @@ def recurrent_gru():
 
 
 @member
+def recurrent_with_concatenated_parameters():
+    return linen(nn.RNN(nn.OptimizedLSTMCell(4, param_dtype=jnp.result_type(float))), normal(BATCH, 6, 3))
+
+
+@member
+def products_with_concatenations():
+    def loss(p, x):
+        y = jnp.tanh(x @ jnp.concatenate([p["a"], p["b"] * 0.5, jnp.ones((4, 1))], 1))  # free
+        y = jnp.tanh(jnp.concatenate([p["c"], -p["d"]], 0).T @ y.T)  # contracted, on the left
+        y = jnp.einsum("pbt,bpd->btd", y.reshape(3, 2, -1), jnp.concatenate([p["e"], p["f"]], 0))  # a batch dimension
+        return jnp.sum(jnp.sin(y))
+
+    sizes = {"a": (4, 3), "b": (4, 2), "c": (2, 6), "d": (4, 6), "e": (1, 3, 2), "f": (1, 3, 2)}
+    return loss, {name: normal(*size) for name, size in sizes.items()}, normal(BATCH, 5, 4)
+
+
+@member
+def products_with_multiples():
+    def loss(p, x):
+        y = jnp.tanh(x @ (p["a"] / 3.0)) @ (p["scale"] * p["b"])
+        y = jax.lax.conv(y[None], -2.0 * p["c"], (1,), "SAME")[0]
+        return jnp.sum(jnp.sin(y @ (1.0 / p["b"].T))) + jnp.sum(x[:, :1] @ (2.0 * p["one"]))
+
+    params = {
+        "one": normal(1, 1),
+        "a": normal(4, 3),
+        "b": 2.0 + jnp.abs(normal(3, 3)),
+        "c": normal(5, 5, 3),
+        "scale": jnp.asarray(0.7),
+    }
+    return loss, params, normal(BATCH, 5, 4)
+
+
+@member
 def scan_in_scan():
     def loss(w, x):
         inner = lambda h, wi: (jnp.tanh(h @ wi), None)
