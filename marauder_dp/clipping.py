@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from accountants.events import NeighbouringRelation, as_relation
 from marauder_dp.convolutions import for_device, has_convolutions
@@ -100,7 +101,7 @@ class ClippedGradFn:
             trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
             return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
         fn = dataclasses.replace(self, loss_fn=for_device(self.loss_fn))
-        size, at_a_time = _check(fn, params, batch, mask)
+        fn, size, at_a_time = _checked(fn, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
         if at_a_time < size:
@@ -187,7 +188,7 @@ def explain(
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
     fn = for_device(loss_fn)
-    _, at_a_time = _check(clipped_grad(fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
+    *_, at_a_time = _checked(clipped_grad(fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
     explanation = explained(fn, params, group, [name or "the parameter" for name in _names(params)])
     native, ours = (has_convolutions(jax.make_jaxpr(jax.vmap(f, (None, 0)))(params, group).jaxpr) for f in (loss_fn, fn))
@@ -331,8 +332,12 @@ def _names(params: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _check(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> tuple[int, int]:
-    """Refuses what can't be clipped rightly, at trace time; returns the batch size and how many to take at a time."""
+def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> tuple[ClippedGradFn, int, int]:
+    """Refuses what can't be clipped rightly, at trace time.
+
+    Returns:
+      The same with its loss traced once and for all, the batch size, and how many examples to take at a time.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ModelError(
@@ -367,8 +372,10 @@ def _check(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | N
             f"the loss has side effects or calls Python ({found}): what leaves it so is private and unaccounted. Remove it "
             "(jax.debug.print, io_callback, pure_callback and the like)"
         )
+    evaluate = jaxpr_as_fun(jaxpr)
+    fn = dataclasses.replace(fn, loss_fn=lambda params, example: evaluate(*jax.tree.leaves((params, example)))[0])
     if fn.micro_batch is not None:
-        return size, min(fn.micro_batch, size)
+        return fn, size, min(fn.micro_batch, size)
     if jax.device_count() > 1:  # the batch may be spread over devices, which groups would mix
-        return size, size
-    return size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params))
+        return fn, size, size
+    return fn, size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params))

@@ -51,17 +51,19 @@ class Size(NamedTuple):
       scale: (Σ_t ‖a_t‖ ‖g_t‖)², of which the rounding error of `square` is a few units in the last place. Where terms cancel
         it may be far more than ‖G‖²; 0 where nothing can cancel, or the norm is that of the very numbers that are summed.
       lost: at most so much of ‖G‖ was lost to underflow, or to a sum's roundings all in one direction.
+      unsure: by at most this part of it √square is below the root of the sum of squares; a plain number.
     """
 
     square: Array
     scale: Array
     lost: Array
+    unsure: float = 0.0
 
     @classmethod
     def written_out(cls, each: Array) -> "Size":
         """Of gradients (batch, ...) that are summed as they stand."""
         square, unsure = sum_of_squares(each)
-        return cls(square, jnp.zeros_like(square), unsure * jnp.sqrt(square))
+        return cls(square, jnp.zeros_like(square), jnp.zeros_like(square), unsure)
 
 
 def combined(parts: Sequence[Sequence[Size]], batch: int) -> tuple[Array, Array]:
@@ -78,7 +80,8 @@ def _combined(sizes: Sequence[Size], batch: int) -> tuple[Array, Array]:
     spread = sum((unit * size.scale for unit, size in zip(units, sizes, strict=True)), zero)
     lost = sum((unit * jnp.sqrt(size.scale) + size.lost for unit, size in zip(units, sizes, strict=True)), zero)
     added = len(sizes) * float(jnp.finfo(square.dtype).eps) / 2
-    return jnp.sqrt(square), jnp.sqrt(square + spread) * (1 + added) + lost
+    unsure = max((size.unsure for size in sizes), default=0.0)
+    return jnp.sqrt(square), jnp.sqrt(square + spread) * ((1 + added) * (1 + unsure)) + lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +116,12 @@ class Outer:
         if self.a.shape[2] == 1:
             square = jnp.sum(sizes_a * sizes_g, (1, 2))
             unsure = unsure_a + unsure_g + self.a.shape[1] * float(jnp.finfo(square.dtype).eps) / 2
-            return Size(square, jnp.zeros_like(lost), lost + unsure * jnp.sqrt(square))
+            return Size(square, jnp.zeros_like(lost), lost, unsure)
         lengths = jnp.sum(jnp.sqrt(sizes_a) * jnp.sqrt(sizes_g), 2)
         lost += biased(_norm(lengths**2), sum(self.a.shape[2:] + self.g.shape[3:]))
         if not gram:
             square, unsure = sum_of_squares(self.written_out())
-            return Size(square, jnp.sum(lengths**2, 1), lost + unsure * jnp.sqrt(square))
+            return Size(square, jnp.sum(lengths**2, 1), lost, unsure)
         aa = jnp.einsum("bntp,bnsp->bnts", self.a, self.a, precision=HIGHEST)
         gg = jnp.einsum("bntd,bnsd->bnts", self.g, self.g, precision=HIGHEST)
         return Size(jnp.maximum(jnp.sum(aa * gg, (1, 2, 3)), 0), jnp.sum(lengths**2, 1), lost)

@@ -95,7 +95,8 @@ def together(size: Size, product: Outer, rows: Rows) -> Size:
     # What terms of the cross term, and of both squares, are made of: they may cancel.
     lengths_a, lengths_g = (jnp.sqrt(sum_of_squares(x, 3)[0]) for x in (product.a, product.g))
     lengths = jnp.sum(lengths_a * lengths_g, (1, 2)) + jnp.sqrt(own.scale)
-    lost = size.lost + own.lost + biased(lengths, product.a.shape[2] + sum(rows.g.shape[1:]))
+    unsure = size.unsure * jnp.sqrt(size.square)  # of the product alone, as the cross term may be negative
+    lost = size.lost + unsure + own.lost + biased(lengths, product.a.shape[2] + sum(rows.g.shape[1:]))
     return Size(jnp.maximum(size.square + own.square + 2 * cross, 0), lengths**2, lost)
 
 
