@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from marauder_dp.cuts.walker import INLINE, bind, equations
+from marauder_dp.cuts.walker import INLINE, bind, equations, scan_operands
 
 Array = jax.Array
 
@@ -76,7 +76,7 @@ def _equation(eqn: Any, ins: list[Any]) -> list[Any]:
         return bind(eqn, ins)
     run: Callable[[list[Any]], list[Any]] = functools.partial(_run, body.jaxpr, body.consts)
     if name == "scan":
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        consts, carries = scan_operands(eqn)
 
         def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
             outs = run([*ins[:consts], *carry, *xs])

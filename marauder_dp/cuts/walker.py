@@ -221,7 +221,8 @@ class Walk:
     def _scan(self, eqn: Any, ins: list[Any]) -> list[Data]:
         """A scan whose body uses parameters: cuts inside become cuts that are stacked over the steps."""
         body, length = eqn.params["jaxpr"], eqn.params["length"]
-        first_carry, first_x = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+        first_carry, carries = scan_operands(eqn)
+        first_x = first_carry + carries
         # A carry depends on the example from the second step on.
         ins = [self.identity(v) if isinstance(v, Param) and first_carry <= i < first_x else v for i, v in enumerate(ins)]
         ins = [v if isinstance(v, Param | Data) else Data(v) for v in ins]
@@ -402,6 +403,14 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield inner
+
+
+def scan_operands(eqn: Any) -> tuple[int, int]:
+    """How many constants and carries a scan has: other operands have one dimension more than in its body."""
+    body, rank = eqn.params["jaxpr"].jaxpr, lambda var: len(var.aval.shape)
+    carries = sum(rank(out) == rank(inner) for out, inner in zip(eqn.outvars, body.outvars, strict=True))
+    scanned = sum(rank(operand) != rank(inner) for operand, inner in zip(eqn.invars, body.invars, strict=True))
+    return len(eqn.invars) - carries - scanned, carries
 
 
 def _has_custom_vjp(eqn: Any) -> bool:

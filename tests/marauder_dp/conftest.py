@@ -39,6 +39,15 @@ def problem():
     return loss, params, batch
 
 
+def float64():
+    """A context in which JAX computes in float64 where it is told to."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # JAX up to 0.7
+
+    return enable_x64(True)
+
+
 def tree_norm(tree) -> float:
     """L2 norm over all leaves, in float64."""
     return float(np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree))))

@@ -14,7 +14,7 @@ from marauder_dp import ModelError, clipped_grad, explain
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.routes import Product, choose, ways
 from marauder_dp.cuts.sums import sum_of_squares
-from tests.marauder_dp.conftest import tree_norm
+from tests.marauder_dp.conftest import float64, tree_norm
 from tests.marauder_dp.zoo import ZOO, normal, whole
 
 
@@ -55,7 +55,7 @@ def test_native_convolutions_as_on_accelerators(name, monkeypatch):
 @pytest.mark.parametrize("name", ZOO)
 def test_equals_per_example_gradients_in_float64(name):
     """Without clipping, which leaves a margin of 1e-6 on purpose."""
-    with jax.enable_x64(True):
+    with float64():
         loss, params, batch = ZOO[name]()
         agree(loss, jax.tree.map(lambda p: p.astype(jnp.float64), params), batch, math.inf, 1e-12)
 
@@ -239,7 +239,7 @@ def test_sums_of_squares_are_off_by_no_more_than_they_say(shape, value):
 def test_a_float64_parameter_does_not_hide_the_rounding_of_float32_ones():
     """Eight nearly equal positions whose cotangents cancel, beside a tiny gradient in float64."""
     rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
+    with float64():
         x = rng.normal(size=300) + 1e-4 * rng.normal(size=(1, 8, 300))
         g = rng.normal(size=(1, 8, 300))
         x, g = jnp.asarray(x, jnp.float32), jnp.asarray(g - g.mean(1, keepdims=True), jnp.float32)

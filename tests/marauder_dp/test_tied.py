@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marauder_dp.clipping import clipped_grad, explain
-from tests.marauder_dp.conftest import tree_norm
+from tests.marauder_dp.conftest import float64, tree_norm
 from tests.marauder_dp.test_cuts import reference
 from tests.marauder_dp.zoo import ZOO, normal, whole
 
@@ -56,7 +56,7 @@ def batch(seed, dtype):
 @settings(max_examples=8, deadline=None)
 @given(uses=st.lists(st.sampled_from(sorted(USES)), min_size=1, max_size=4), seed=st.integers(0, 2**20))
 def test_uses_of_one_parameter_in_any_mixture(uses, seed):
-    with jax.enable_x64(True):
+    with float64():
         w, examples = normal(ROWS, WIDTH, seed=seed).astype(jnp.float64), batch(seed, jnp.float64)
         norms, total = reference(loss_of(uses), w, examples, np.inf)
         ours = jax.jit(clipped_grad(loss_of(uses), clip_norm=np.inf, method="cuts"))(w, examples)
