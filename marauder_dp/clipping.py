@@ -187,11 +187,12 @@ def explain(
     """
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
-    fn = for_device(loss_fn)
-    *_, at_a_time = _checked(clipped_grad(fn, clip_norm=1.0, micro_batch=micro_batch), params, batch, None)
+    fn = clipped_grad(for_device(loss_fn), clip_norm=1.0, micro_batch=micro_batch)
+    fn, _, at_a_time = _checked(fn, params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
-    explanation = explained(fn, params, group, [name or "the parameter" for name in _names(params)])
-    native, ours = (has_convolutions(jax.make_jaxpr(jax.vmap(f, (None, 0)))(params, group).jaxpr) for f in (loss_fn, fn))
+    explanation = explained(fn.loss_fn, params, group, [name or "the parameter" for name in _names(params)])
+    forms = (loss_fn, fn.loss_fn)
+    native, ours = (has_convolutions(jax.make_jaxpr(jax.vmap(form, (None, 0)))(params, group).jaxpr) for form in forms)
     note = "Convolutions are computed as products of patches, which a CPU does faster." if native and not ours else ""
     return dataclasses.replace(explanation, note=note)
 

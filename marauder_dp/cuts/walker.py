@@ -44,6 +44,7 @@ _MOVES |= {"slice", "split", "unstack"}
 _CAST = "convert_element_type"
 _MULTIPLES = {"mul", "div", "neg"}
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
+# Calls that run the jaxpr they hold once, and which parameter that is.
 INLINE = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -420,6 +421,7 @@ def _has_custom_vjp(eqn: Any) -> bool:
 
 
 def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation for other operands."""
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # older JAX returns both
     out = eqn.primitive.bind(*functions, *values, **params)

@@ -154,7 +154,6 @@ def test_patches_that_would_be_too_large_are_not_made(monkeypatch):
 
 
 def test_a_batch_is_clipped_a_few_at_a_time_and_takes_less_memory_than_plain_training():
-    """Sizes at which the native form writes some 40 MiB."""
     x, params = jnp.ones((64, 32, 32, 8)), [jnp.full((3, 3, 8, 8), 0.1)] * 3
 
     def loss(params, x):
