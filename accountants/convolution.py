@@ -155,7 +155,7 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
     c = composition
     losses = np.asarray(c.first + c.step * np.arange(len(c.mass)), np.float64)
     mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
-    centre = float(losses @ c.mass)
+    centre = float((losses * c.mass).sum())  # not @, whose threads spin on when they have nothing to do
     exponent = -c.tilt * (losses - centre)
     with np.errstate(under="ignore"):
         mass = mass * np.exp(np.clip(exponent, -745.0, _LARGE))
@@ -273,7 +273,7 @@ def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Ar
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     weights[weights < 1e-300] = 0.0
-    centres = np.round(weights @ index).astype(np.int64)
+    centres = np.round((weights * index).sum(axis=1)).astype(np.int64)
     out = np.zeros((len(mass), length))
     for row, centre in enumerate(centres):
         out[row] = np.bincount((index - centre) % length, weights=weights[row], minlength=length)

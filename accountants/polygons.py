@@ -14,6 +14,7 @@ from accountants.pairs import Cells
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 _MUCH = 1e-4  # P-mass at the upper end of `lower`
 
@@ -52,31 +53,27 @@ def lower_masses(
     start, end = np.maximum(grid.bottom, 0), np.where(grid.top >= 0, grid.top, count)
     low_cell, high_cell = grid.low_cell, grid.high_cell
     # Merge the ends into their lattice points.
-    for row in rows[grid.bottom >= 0]:
-        cell = low_cell[row]
-        atoms[row, start[row]] = below[row] + p1[row, : cell + 1].sum() + p2[row, :cell].sum()
-        p1[row, : cell + 1] = p2[row, :cell] = e1[row, : cell + 1] = e2[row, :cell] = 0.0
-    for row in rows[grid.top >= 0]:
-        cell = high_cell[row]
-        atoms[row, end[row]] = above[row] + p1[row, cell + 1 :].sum() + p2[row, cell:].sum()
-        p1[row, cell + 1 :] = p2[row, cell:] = e1[row, cell + 1 :] = e2[row, cell:] = 0.0
+    cells, parts = index[:-1], (p1, e1, p2, e2)
+    low, high = grid.bottom >= 0, grid.top >= 0
+    merged = _taken_out(parts, low[:, None] & (cells <= low_cell[:, None]), low[:, None] & (cells < low_cell[:, None]))
+    atoms[rows[low], start[low]] = (below + merged)[low]
+    merged = _taken_out(parts, high[:, None] & (cells > high_cell[:, None]), high[:, None] & (cells >= high_cell[:, None]))
+    atoms[rows[high], end[high]] = (above + merged)[high]
     if (grid.bottom < 0).any():
         # A narrow measure on a lattice made for wider ones: chords over next to nothing can't be let down.
-        nothing = (np.cumsum(p1 + p2, axis=1) <= low_tail) & (grid.bottom < 0)[:, None] & (index[:-1] < end[:, None] - 2)
+        nothing = (np.cumsum(p1 + p2, axis=1) <= low_tail) & ~low[:, None] & (cells < end[:, None] - 2)
         start = np.maximum(start, nothing.sum(axis=1))
-        for part in (p1, e1, p2, e2):
-            part[nothing] = 0.0
+        _taken_out(parts, nothing, nothing)
     unmerged = np.copy(p1), np.copy(e1), np.copy(p2), np.copy(e2), np.copy(atoms)
     # Elsewhere the last cells become an atom at their lower end, as soon as it is not small beside its neighbours.
-    p, merged_high = p1 + p2, np.zeros(k)
-    for row in rows[grid.top < 0]:
-        enough = p[row] > 0
-        enough[2:] &= p[row, 2:] >= CUT * p[row, :-2]
-        last = int(np.flatnonzero(enough)[-1]) if enough.any() else 0
-        merged_high[row] = p[row, last:].sum() + above[row]
-        atoms[row, last] += merged_high[row]
-        end[row] = last
-        p1[row, last:] = p2[row, last:] = e1[row, last:] = e2[row, last:] = 0.0
+    p = p1 + p2
+    enough = p > 0
+    enough[:, 2:] &= p[:, 2:] >= CUT * p[:, :-2]
+    last = np.where(enough.any(axis=1), count - 1 - enough[:, ::-1].argmax(axis=1), 0)
+    beyond = ~high[:, None] & (cells >= last[:, None])
+    merged_high = np.where(high, 0.0, above + _taken_out(parts, beyond, beyond))
+    atoms[rows[~high], last[~high]] += merged_high[~high]
+    end = np.where(high, end, last)
     losses = np.asarray(grid.step * grid.index, np.float64)
     w = np.expm1(np.diff(losses))
     p, excess = p1 + p2, _over_lower_end(e1, p2, e2, inner) * (1 - 1e-15)
@@ -104,13 +101,21 @@ def lower_masses(
     mass[:, :-1] -= slope / w
     mass[:, 1:] += slope * ((1 + w) / w)
     # Too few points to let down, or much merged at the upper end.
-    hard = (end - start < 2) | ((grid.top < 0) & (merged_high > _MUCH))
+    hard = (end - start < 2) | (merged_high > _MUCH)
     for row in np.flatnonzero((mass < 0).any(axis=1) & ~hard):
         hard[row] = not _make_convex(mass[row], losses, int(start[row]), int(end[row]))
     if hard.any():
         a, b, c, d, ends = (part[hard] for part in unmerged)
         mass[hard] = _beneath(a, b, c, d, ends, start[hard], inner[hard], losses)
     return mass
+
+
+def _taken_out(parts: tuple[Array, Array, Array, Array], first: Bools, second: Bools) -> Array:
+    """Empties the first and second parts of some cells, each (k, count); the mass that was there, (k,)."""
+    p1, e1, p2, e2 = parts
+    mass = np.sum(p1, axis=1, where=first) + np.sum(p2, axis=1, where=second)
+    p1[first] = e1[first] = p2[second] = e2[second] = 0.0
+    return np.asarray(mass, np.float64)
 
 
 def _sag(p1: Array, e1: Array, p2: Array, e2: Array, excess: Array, inner: Array, w: Array) -> Array:

@@ -42,7 +42,7 @@ _WIDEST = 300.0  # distance of lattice points, so that e to its power fits
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
 _MANY = 192  # mechanisms from which few stand in for them in searches
-_PART = 250  # of many, that share a lattice
+_FEW = 8  # of a batch that are composed with all others at once
 _FAR_OUT = 1e-6  # quantile by which mechanisms are alike
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 
@@ -120,14 +120,11 @@ class Search:
         self.compositions: tuple[Composition, Composition] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         few = stand_ins(mechanisms)
+        # Many families leave many, of which a pilot would be as dear.
+        self._few = few if sum(map(len, few)) <= _MANY < sum(map(len, mechanisms)) else None
         self._rough, self._range, self._farthest = rough_cumulants(grouped(few), NEGLIGIBLE * 1e-20)
         self.guess, tilt = question.aim(self._rough)
         self._unit_step = self.last_unit_step = math.inf  # with which an interval would be 1 wide, as far as is known
-        if few is not mechanisms and isinstance(question, EpsilonQuestion):
-            # The Rényi bound may be far off, and a round of many mechanisms is dear: few of them tell where to aim.
-            pilot = Search(question, few, _PILOT)
-            if 0 < (found := pilot.run(0.0).upper) < self.guess:
-                self.guess, tilt, self._unit_step = found, self._rough.tilt_for_epsilon(found), pilot.last_unit_step
         self._aim(tilt)
 
     def _aim(self, tilt: Tilt) -> None:
@@ -159,7 +156,14 @@ class Search:
 
     def run(self, unless_below: float) -> Interval:
         """The answer's interval, as narrow as asked for; wider if it turns out to lie below `unless_below`."""
-        question, step = self._question, self._first_step(unless_below)
+        question = self._question
+        if self._few and self.guess > unless_below and isinstance(question, EpsilonQuestion):
+            # The Rényi bound may be far off, and a round of many mechanisms is dear: few of them tell where to aim.
+            pilot = Search(question, self._few, _PILOT)
+            if 0 < (found := pilot.run(0.0).upper) < self.guess:
+                self.guess, self._unit_step = found, pilot.last_unit_step
+                self._aim(self._rough.tilt_for_epsilon(found))
+        step = self._first_step(unless_below)
         if isinstance(question, EpsilonQuestion) and self._variation() <= question.delta:
             return Interval(0.0, 0.0)
         if isinstance(question, EpsilonQuestion) and (largest := self._largest(question.delta)) <= unless_below:
@@ -233,7 +237,7 @@ class Search:
             parts = []
             for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
                 part = (both.upper if sign > 0 else both.lower, counts)
-                if own_step != step:
+                if own_step != step or (len(self._groups) > 1 and len(counts) > _FEW):
                     part = (self._composed([part], step, sign), np.ones(1))
                 parts.append(part)
             if stages > 1:
@@ -312,26 +316,33 @@ def batches(direction: Direction) -> Batches:
         families.setdefault(mechanism.pair.family(), []).append(mechanism)
     result = []
     for family in families.values():
-        result += [family] if len(family) <= _MANY else _by_spread(family, math.ceil(len(family) / _PART))
+        result += [family] if len(family) <= _MANY else _by_doubled_spread(family)
     return result
 
 
 def stand_ins(mechanisms: Batches) -> Batches:
     """Few mechanisms in the place of many, each as often as those of like spread are together: for searches."""
-    total = sum(map(len, mechanisms))
-    if total <= _MANY:
+    if sum(map(len, mechanisms)) <= STAND_INS:
         return mechanisms
     few = []
     for batch in mechanisms:
-        alike = _by_spread(batch, min(len(batch), max(math.ceil(len(batch) * STAND_INS / total), 2)))
+        parts = np.array_split(np.argsort(_spread(batch)), min(len(batch), max(STAND_INS // len(mechanisms), 2)))
+        alike = [[batch[i] for i in part] for part in parts]
         few.append([dataclasses.replace(part[len(part) // 2], count=sum(m.count for m in part)) for part in alike])
     return few
 
 
-def _by_spread(batch: Sequence[Mechanism], parts: int) -> Batches:
-    """So many parts of a batch, by how far their losses spread."""
+def _by_doubled_spread(batch: Sequence[Mechanism]) -> Batches:
+    """Parts of a batch in each of which the losses spread at most twice as far in one mechanism as in another."""
+    spread = np.maximum(_spread(batch), 1e-300)
+    doubled = np.floor(np.log2(spread / spread.min())).tolist()
+    return [[m for m, d in zip(batch, doubled, strict=True) if d == level] for level in sorted(set(doubled))]
+
+
+def _spread(batch: Sequence[Mechanism]) -> Array:
+    """How far the losses of each of a batch spread, (n,)."""
     low, high = _stacked(batch).quantiles(*np.full((2, len(batch), 1), _FAR_OUT))
-    return [[batch[i] for i in part] for part in np.array_split(np.argsort((high - low)[:, 0]), parts)]
+    return np.asarray((high - low)[:, 0], np.float64)
 
 
 def grouped(mechanisms: Batches) -> Groups:
@@ -364,5 +375,6 @@ def rough_cumulants(groups: Groups, tail: float) -> tuple[Cumulants, float, floa
             first = np.log(cells.p[:, :1] / cells.q[:, :1])
         losses = np.concatenate([np.where(np.isfinite(first), first, edges[:, :1]), losses], axis=1)
         losses[:, 1:] = np.where(np.isfinite(losses[:, 1:]), losses[:, 1:], edges)
+        losses[:, 1:-1] = np.clip(losses[:, 1:-1], edges[:, :-1], edges[:, 1:])  # of next to no mass they are rounding
         parts.append((cells.p, losses, counts))
     return Cumulants(parts), widest, farthest

@@ -1,7 +1,7 @@
 """Calibrated noise meets its target, by the accountant that reports it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import accountants as acc
@@ -15,6 +15,7 @@ from accountants.calibration import largest_count
     q=st.floats(-4, 0).map(lambda e: 10**e),
     steps=st.integers(1, 100_000),
 )
+@example(epsilon=1.0, delta=1e-12, q=0.9999999999999994, steps=366)
 def test_reported_epsilon_lies_just_below_the_target(epsilon, delta, q, steps):
     sigma = acc.calibrate_noise_multiplier(epsilon=epsilon, delta=delta, sampling_probability=q, steps=steps)
     reported = acc.PldAccountant().compose(acc.dpsgd_event(sigma, q, steps)).get_epsilon(delta)

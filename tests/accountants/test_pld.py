@@ -345,6 +345,24 @@ class TestRobustness:
         assert cheapest.lower < found.upper
         assert found.lower < dearest.upper
 
+    def test_nearly_everyone_is_sampled(self):
+        """Masses of 1e-16 next to no loss are rounding, and no reason to look for heavy tails."""
+        found = interval(acc.dpsgd_event(125.21874430718687, 0.9999999999999994, 366), 1e-12)
+        exact = interval(acc.GaussianDpEvent(125.21874430718687), 1e-12, 366)
+        assert found.relative_width <= 1e-3
+        assert found.lower <= exact.upper <= found.upper * (1 + 1e-9)
+
+    def test_more_families_than_a_pilot_may_have(self):
+        """Laplace noise of each scale has atoms, and so a lattice, of its own."""
+        accountant = acc.PldAccountant(rtol=0.1)
+        for i in range(200):
+            accountant.compose(acc.LaplaceDpEvent(40 * 1.01**i))
+        found = accountant.epsilon_interval(1e-6)
+        rdp = acc.RdpAccountant()
+        for i in range(200):
+            rdp.compose(acc.LaplaceDpEvent(40 * 1.01**i))
+        assert 0.9 * found.upper <= found.lower <= found.upper <= rdp.get_epsilon(1e-6)
+
     def test_several_laplace_scales(self):
         accountant = acc.PldAccountant()
         for scale, count in ((3.0, 5), (7.0, 11), (20.0, 40)):
