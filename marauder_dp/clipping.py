@@ -39,7 +39,8 @@ from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
 from marauder_dp.cuts.factors import Size, combined, wide_type
-from marauder_dp.cuts.walker import UncuttableError, equations
+from marauder_dp.cuts.jaxprs import equations
+from marauder_dp.cuts.walker import UncuttableError
 from marauder_dp.errors import ModelError, PlanError
 from marauder_dp.memory import examples_in_cache, in_equal_groups
 from marauder_dp.trainable import Filter, join, path_name, split

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from marauder_dp.cuts.walker import INLINE, bind, equations, scan_operands
+from marauder_dp.cuts.jaxprs import INLINE, bind, equations, scan_operands
 
 Array = jax.Array
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from marauder_dp.convolutions import has_convolutions
-from marauder_dp.cuts.walker import inner_jaxprs
+from marauder_dp.cuts.jaxprs import inner_jaxprs
 from marauder_dp.errors import PlanError
 
 _SHARE = 0.8  # of a device's memory

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from marauder_dp.cuts import routes
 from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Size, combined, factored, wide_type, written_out
 from marauder_dp.cuts.tied import Part, joined, together
-from marauder_dp.cuts.walker import Data, Param, Site, UncuttableError, Walk
+from marauder_dp.cuts.values import Data, Param
+from marauder_dp.cuts.walker import Site, UncuttableError, Walk
 
 Array = jax.Array
 PyTree = Any

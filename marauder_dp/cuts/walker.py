@@ -14,14 +14,16 @@ over its steps. `custom_jvp`, `custom_vjp`, `cond`, `while` stay whole: paramete
 """
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from marauder_dp.cuts.apart import PRODUCTS, apart
+from marauder_dp.cuts.jaxprs import INLINE, bind, equations, inner_jaxprs, scan_operands, shape_of
+from marauder_dp.cuts.values import Data, Param, of_params
 
 Array = jax.Array
 Values = tuple[Any, ...]
@@ -38,75 +40,11 @@ _LINEAR = {
     "add_any": (0, 1),
     "sub": (0, 1),
 }
-# Linear primitives of one operand that only move its entries, some of them or all, possibly several times.
-_MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim"}
-_MOVES |= {"slice", "split", "unstack"}
-_CAST = "convert_element_type"
-_MULTIPLES = {"mul", "div", "neg"}
-_PRODUCTS = {"dot_general", "conv_general_dilated"}
-# Calls that run the jaxpr they hold once, and which parameter that is.
-INLINE = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-}
 IDENTITY = "identity"
 
 
 class UncuttableError(Exception):
     """Only per-example gradients written out are right for this loss; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Param:
-    """A value computed from parameters alone.
-
-    Attributes:
-      value: it.
-      leaves: of which parameters, by their number. Empty where no gradient flows to any: after `stop_gradient`, integers.
-      moved: how it comes from the one parameter, if that only moves and casts entries: a linear function that keeps
-        its argument's dtype; None otherwise.
-      once: whether no entry is in it more than once.
-      sliced: inside a scan, whether it differs from step to step.
-      own: whether each step of every enclosing scan has its own.
-      made: of what, where it is a concatenation, or a value times a number.
-    """
-
-    value: Any
-    leaves: frozenset[int]
-    moved: Callable[[Array], Array] | None
-    once: bool = True
-    sliced: bool = False
-    own: bool = True
-    made: "Made | None" = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """How a parameter value was computed, if a product with it can be taken apart.
-
-    Attributes:
-      by: the equation.
-      operands: parameter values and constants.
-      axis: of a concatenation.
-      factor: which operand is not the number.
-    """
-
-    by: Any
-    operands: list[Any]
-    axis: int | None = None
-    factor: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A value that depends on the example; None where only parameters are evaluated."""
-
-    value: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +113,7 @@ class Walk:
         ready = any(v.own for v in ins if isinstance(v, Param)) or not _has_custom_vjp(eqn)
         if ready and not any(isinstance(v, Data) for v in ins):
             if not _smaller_product(eqn, ins):
-                return _param(eqn, ins)
+                return of_params(eqn, ins)
             ins = [v if isinstance(v, Param) else Data(v) for v in ins]
         ins = [Data(v.value) if isinstance(v, Param) and not v.leaves else v for v in ins]
         where = [i for i, v in enumerate(ins) if isinstance(v, Param)]
@@ -184,8 +122,8 @@ class Walk:
         if name == "scan" and where:
             return self._scan(eqn, ins)
         if len(where) == 1 and where[0] in _LINEAR.get(name, ()):
-            if (apart := _apart(eqn, ins, where[0])) is not None:
-                return self.run(*apart)
+            if (parts := apart(eqn, ins, where[0])) is not None:
+                return self.run(*parts)
             return [self._linear(eqn, ins, where[0])]
         return self._data(eqn, [self.identity(v) if isinstance(v, Param) else v for v in ins])
 
@@ -202,7 +140,7 @@ class Walk:
             values = fixed | dict(zip(data, a, strict=True)) | {operand: w}
             return bind(eqn, [values[i] for i in range(len(ins))])[0]
 
-        w, y = (_shape(var.aval) for var in (eqn.invars[operand], eqn.outvars[0]))
+        w, y = (shape_of(var.aval) for var in (eqn.invars[operand], eqn.outvars[0]))
         site = Site(eqn.primitive.name, eqn, operand, apply, w, y, ins[operand], tuple(data))
         return self._cut(site, tuple(ins[i].value for i in data))
 
@@ -288,156 +226,20 @@ def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[in
     )
 
 
-def _param(eqn: Any, ins: list[Any]) -> list[Param]:
-    """An equation of parameters and constants."""
-    params = [v for v in ins if isinstance(v, Param)]
-    outs = bind(eqn, [v.value if isinstance(v, Param) else v for v in ins])
-    found = frozenset().union(*(p.leaves for p in params)) if eqn.primitive.name != "stop_gradient" else frozenset()
-    sliced, own = any(p.sliced for p in params), any(p.own for p in params)
-    once = all(p.once for p in params) and (
-        eqn.primitive.name != "broadcast_in_dim" or eqn.outvars[0].aval.size <= eqn.invars[0].aval.size
-    )
-    leaves = [found if _differentiable(var.aval) else frozenset() for var in eqn.outvars]
-    moved = [_moved(eqn, ins, i) if some else None for i, some in enumerate(leaves)]
-    made = _made(eqn, ins) if found and len(outs) == 1 else None
-    return [Param(out, some, by, once, sliced, own, made) for out, some, by in zip(outs, leaves, moved, strict=True)]
-
-
-def _made(eqn: Any, ins: list[Any]) -> Made | None:
-    """`Param.made` of the result of an equation of parameters and constants."""
-    name, made = eqn.primitive.name, ins[0].made if isinstance(ins[0], Param) else None
-    if name == "concatenate":
-        return Made(eqn, ins, eqn.params["dimension"])
-    if name in _MULTIPLES:
-        whole = [i for i, var in enumerate(eqn.invars) if var.aval.shape == eqn.outvars[0].aval.shape]
-        numbers = [i for i, var in enumerate(eqn.invars) if i not in whole and var.aval.shape == ()]
-        fits = len(whole) == 1 and len(numbers) == len(ins) - 1 and (name != "div" or whole == [0])
-        return Made(eqn, ins, factor=whole[0]) if fits else None
-    if made is None or len(ins) > 1:
-        return None
-    move = lambda v: _param(eqn, [v])[0] if isinstance(v, Param) else bind(eqn, [v])[0]  # noqa: E731
-    if made.axis is None and name in _MOVES:
-        operands = [move(v) if i == made.factor else v for i, v in enumerate(made.operands)]
-        return dataclasses.replace(made, operands=operands)
-    if made.axis is not None and name in ("transpose", _CAST):
-        axis = made.axis if name == _CAST else eqn.params["permutation"].index(made.axis)
-        return Made(made.by, [move(v) for v in made.operands], axis)
-    return None
-
-
-def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | None:
-    """`Param.moved` of a result of an equation of parameters and constants."""
-    if len(ins) != 1 or (before := ins[0].moved) is None:
-        return None
-    if eqn.primitive.name == _CAST:
-        return before
-    return (lambda leaf: bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
-
-
-def _apart(eqn: Any, ins: list[Any], operand: int) -> tuple[Any, Any, list[Any]] | None:
-    """A product with a concatenation, or with a number times w, as products with the parts, or with w: what `run` takes.
-
-    Gradients of the whole would have to be written out and carried back.
-    """
-    name, made = eqn.primitive.name, ins[operand].made
-    if made is None or name not in _PRODUCTS:
-        return None
-    product = lambda a, w: bind(eqn, [w, a] if operand == 0 else [a, w])[0]  # noqa: E731
-    taken_apart: Callable[..., Array]
-    if made.axis is None:
-        if eqn.outvars[0].aval.dtype != eqn.invars[operand].aval.dtype:
-            return None
-        taken_apart = lambda a, *vs: bind(made.by, [product(a, v) if i == made.factor else v for i, v in enumerate(vs)])[0]  # noqa: E731
-    elif name == "dot_general":
-        taken_apart = functools.partial(_with_concatenation, product, eqn, operand, made.axis)
-    else:
-        return None
-    values = [_value(v) for v in made.operands]
-    shapes = [_shape(eqn.invars[1 - operand].aval), *(jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in values)]
-    whole = jax.make_jaxpr(taken_apart)(*shapes)
-    return whole.jaxpr, whole.consts, [ins[1 - operand], *made.operands]
-
-
-def _with_concatenation(
-    product: Callable[[Array, Array], Array], eqn: Any, operand: int, axis: int, a: Array, *parts: Array
-) -> Array:
-    """The `dot_general` of a with parts concatenated along an axis."""
-    (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
-    if operand == 1:
-        contracted, batched, of_a, of_a_batch = right, right_batch, left, left_batch
-    else:
-        contracted, batched, of_a, of_a_batch = left, left_batch, right, right_batch
-    shared = dict(zip((*contracted, *batched), (*of_a, *of_a_batch), strict=True))
-    if axis not in shared:
-        free = [i for i in range(parts[0].ndim) if i not in shared]
-        first = len(batched) if operand == 0 else len(eqn.outvars[0].aval.shape) - len(free)
-        return jnp.concatenate([product(a, part) for part in parts], first + free.index(axis))
-    ends = list(itertools.accumulate(part.shape[axis] for part in parts))
-    products = [product(x, part) for x, part in zip(jnp.split(a, ends[:-1], shared[axis]), parts, strict=True)]
-    if axis in contracted:
-        return functools.reduce(jnp.add, products)
-    return jnp.concatenate(products, batched.index(axis))
-
-
 def _smaller_product(eqn: Any, ins: list[Any]) -> bool:
     """Whether a constant is multiplied by a parameter, and less comes out than went in: the first state of a recurrent cell.
 
     Then the constant is better taken for data than the product for a parameter.
     """
     used = [i for i, v in enumerate(ins) if isinstance(v, Param) and v.leaves]
-    linear = eqn.primitive.name in _PRODUCTS and len(used) == 1 and used[0] in _LINEAR[eqn.primitive.name]
+    linear = eqn.primitive.name in PRODUCTS and len(used) == 1 and used[0] in _LINEAR[eqn.primitive.name]
     return linear and eqn.outvars[0].aval.size < eqn.invars[used[0]].aval.size
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those inside others included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in inner_jaxprs(eqn):
-            yield from equations(inner)
-
-
-def inner_jaxprs(eqn: Any) -> Iterator[Any]:
-    """The bodies of an equation: of a scan, a call, the branches of a cond."""
-    for value in eqn.params.values():
-        for inner in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def scan_operands(eqn: Any) -> tuple[int, int]:
-    """How many constants and carries a scan has: other operands have one dimension more than in its body."""
-    body, rank = eqn.params["jaxpr"].jaxpr, lambda var: len(var.aval.shape)
-    carries = sum(rank(out) == rank(inner) for out, inner in zip(eqn.outvars, body.outvars, strict=True))
-    scanned = sum(rank(operand) != rank(inner) for operand, inner in zip(eqn.invars, body.invars, strict=True))
-    return len(eqn.invars) - carries - scanned, carries
 
 
 def _has_custom_vjp(eqn: Any) -> bool:
     """Whether it is a `custom_vjp`, or holds one."""
     every = (eqn, *(each for inner in inner_jaxprs(eqn) for each in equations(inner)))
     return any(each.primitive.name.startswith("custom_vjp") for each in every)
-
-
-def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """The results of an equation for other operands."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # older JAX returns both
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
-
-
-def _value(v: Any) -> Any:
-    return v.value if isinstance(v, Param) else v
-
-
-def _differentiable(aval: Any) -> bool:
-    return bool(jnp.issubdtype(aval.dtype, jnp.inexact))
-
-
-def _shape(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _same(leaf: Array) -> Array:

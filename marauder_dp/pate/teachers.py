@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from marauder_dp.clipping import LossFn
 from marauder_dp.convolutions import as_products
-from marauder_dp.cuts.walker import equations
+from marauder_dp.cuts.jaxprs import equations
 from marauder_dp.errors import ModelError, PlanError
 from marauder_dp.pate.partitions import Partitions
 from marauder_dp.sampling import take

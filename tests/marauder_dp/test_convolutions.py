@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from marauder_dp import clipped_grad, explain
 from marauder_dp.convolutions import as_products
-from marauder_dp.cuts.walker import equations
+from marauder_dp.cuts.jaxprs import equations
 from tests.marauder_dp.conftest import float64
 
 NATIVE = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add"}
