@@ -10,8 +10,10 @@ The sources of error, and what is done with them:
 * *Aliasing.* The transform is as long as a window that holds all but η of the tilted mass; η comes from Chernoff's bound
   with the measures' own K. Mass outside appears inside, where an upper bound may keep it; a lower bound takes 2η off.
 * *Rounding.* Each output of an FFT of non-negative numbers that sum to 1 is off by at most γ = c·u·log₂N, the depth of its
-  summation tree times the unit roundoff u (Higham 2002, section 24.1, componentwise). Powers and the inverse transform carry
-  this to a bound per lattice point, which is added (upper) or subtracted (lower).
+  summation tree times the unit roundoff u (Higham 2002, section 24.1, componentwise); the whole of it by as much in the
+  2-norm (theorem 24.2). Where more than half of a measure is one atom, only the rest is transformed, and its error is so much
+  smaller: F = atom + R, log F = log atom + log(1 + R/atom). Powers carry this to a bound e of the 2-norm of what comes out. A
+  tail Σ mᵢwᵢ is then off by at most e ‖w‖₂ (Cauchy and Schwarz), which for many points is far less than n bounds of one.
 * *Weights.* Tilting and normalising round each weight by a few u, so a T-fold product by a factor within (1 ± 1e-14)^T.
 """
 
@@ -29,11 +31,12 @@ from accountants.lattice import Lattice, regrid
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 
-_UNIT = 2.0**-53
+UNIT = 2.0**-53
 _DEPTH = 8  # roundings on each level of the transform's summation tree, generously
-_WEIGHT_ERROR = 1e-14
+WEIGHT_ERROR = 1e-14
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
+_TRIES, _REFINEMENTS = 65, 4  # of ε where δ is a sum
 _TINY = 1e-290  # below it products of magnitudes are nothing, and more than they are
 MAX_POINTS = 2**24
 """Of one transform."""
@@ -48,6 +51,7 @@ class Composition:
       step: of the lattice.
       mass: tilted mass at each point, (N,), without the error.
       error: bound of the absolute error of each.
+      noise: bound of the 2-norm of all errors.
       tilt: θ.
       log_scale: K(θ).
       outside: bound of the tilted mass outside the window.
@@ -61,6 +65,7 @@ class Composition:
     step: float
     mass: Array
     error: float
+    noise: float
     tilt: float
     log_scale: float
     outside: float
@@ -87,7 +92,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     step = parts[0][0].step
     if any(not lattice.mass[row].any() for lattice, counts in parts for row in np.flatnonzero(counts)):
         # A lower bound that came to nothing.
-        return Composition(0.0, step, np.zeros(2), 0.0, tilt, 0.0, 0.0, 0.0, 0.0, 0.0, sign)
+        return Composition(0.0, step, np.zeros(2), 0.0, 0.0, tilt, 0.0, 0.0, 0.0, 0.0, 0.0, sign)
     exact, coarse = Cumulants.of(parts), Cumulants.of(parts, coarse=True)
     log_scale = exact.value(tilt)
     low, high = window(coarse, tilt, exact=exact)
@@ -98,28 +103,20 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         raise TooLongError(f"a transform of {wanted:.3g} points")
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
     count = length // 2 + 1
-    magnitude, phase = np.zeros(count), np.zeros(count)  # of the spectrum: log of the one, the other in radians
-    most = np.zeros(count)  # log of the largest magnitude that rounding allows
-    gamma = _DEPTH * _UNIT * math.log2(length)
+    spectrum = Spectrum(count, relative_rounding(length))
     shift, total, largest = 0, 0.0, 0.0
     for lattice, counts in parts:
         largest += float(counts @ (lattice.origin + step * lattice.index[-1]))
         for rows in _blocks(lattice.mass.shape[0], length):
-            weights, centres = _tilted(lattice, rows, tilt, length)
-            times, transform = counts[rows], rfft(weights, axis=1)
-            powers, bound, often = _multiplied_out(transform, np.abs(transform) + gamma, times)
-            magnitude += often @ np.log(np.maximum(np.abs(powers), _TINY))
-            phase += often @ np.angle(powers)
-            most += often @ np.log(np.maximum(bound, _TINY))
+            weights, centres, atoms = _tilted(lattice, rows, tilt, length)
+            times = counts[rows]
+            spectrum.multiply(rfft(weights, axis=1), atoms, weights.sum(axis=1), times)
             shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
             total += float(times.sum())
-    with np.errstate(under="ignore"):
-        size = np.exp(np.minimum(magnitude, 1.0))
-        values = irfft(size * np.exp(1j * phase), length)
-        # |computed − true spectrum| ≤ Π(|F| + γ)^T − Π|F|^T, and a power rounds by about u per turn of its phase.
-        spread = np.maximum(np.exp(np.minimum(most, 50.0)) * (1 + 1e-12) - size, 0.0)
-        spread += _TINY + size * (gamma + 4 * _UNIT * (total * math.pi + np.abs(most) + 8))
+    values, spread = irfft(spectrum.values(), length), spectrum.spread()
     error = 2.0 * float(spread.sum()) / length
+    # Powers and the inverse transform are two errors in one bound of each frequency, so √2 times its norm.
+    noise = 2.0 * math.sqrt(float((spread**2).sum()) / length)
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
     return Composition(
@@ -127,27 +124,99 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         step=step,
         mass=mass,
         error=error,
+        noise=noise,
         tilt=tilt,
         log_scale=log_scale,
         outside=2 * (OUTSIDE + sum(lattice.outside * float(counts.sum()) for lattice, counts in parts)),
         infinite=infinite,
         largest=largest,
-        relative=math.expm1(min(total * _WEIGHT_ERROR + 1e-12, 1.0)),
+        relative=math.expm1(min(total * WEIGHT_ERROR + 1e-12, 1.0)),
         sign=sign,
     )
 
 
-def _multiplied_out(transform: Complex, bound: Array, times: Array) -> tuple[Complex, Array, Array]:
-    """What is composed once as one row: it spares a logarithm and an angle a point, which cost ten times a product.
+def relative_rounding(length: int) -> float:
+    """Bound of the error of a transform of non-negative numbers that sum to 1."""
+    return _DEPTH * UNIT * math.log2(length)
 
-    A product of n rows rounds by less than n turns of a phase do, and by less than 1e-12 in a block. Underflow is `_TINY`.
-    """
-    once = times == 1
-    if once.sum() < 2:
-        return transform, bound, times
-    with np.errstate(under="ignore"):
-        both = [np.concatenate([x[~once], np.multiply.reduce(x[once], axis=0)[None]]) for x in (transform, bound)]
-    return both[0], both[1], np.append(times[~once], 1.0)
+
+class Spectrum:
+    """A product of powers of transforms, and how far rounding may have taken it."""
+
+    def __init__(self, count: int, gamma: float):
+        """Of 1.
+
+        Args:
+          count: frequencies.
+          gamma: bound of the error of a transform of non-negative numbers that sum to 1.
+        """
+        self._gamma = gamma
+        self._magnitude, self._phase = np.zeros(count), np.zeros(count)  # the logarithm of the one, the other in radians
+        self._growth = np.zeros(count)  # log of by how much the largest magnitude that rounding allows is larger
+        self._turned = np.zeros(count)  # sum of the magnitudes of what was added up in both, each of which is off by a few u
+
+    def multiply(self, transform: Complex, atoms: Array, rest: Array, times: Array) -> None:
+        """Multiplies by rows, each to the power `times`.
+
+        Args:
+          transform: of all but the atom at 0, (k, count).
+          atoms: mass there, at least a half or 0, (k,).
+          rest: mass of all else, (k,).
+          times: (k,).
+        """
+        once = times == 1
+        if once.sum() < 2:
+            once = np.zeros_like(once)
+        rounding = (self._gamma * rest)[:, None]
+        if once.any():
+            # Multiplied out as one row: it spares a logarithm and an angle a point, which cost ten times a product.
+            with np.errstate(under="ignore"):
+                powers = transform[once] + atoms[once, None]
+                product = np.multiply.reduce(powers, axis=0)
+                most = np.multiply.reduce(np.abs(powers) + rounding[once], axis=0)
+            size = np.maximum(np.abs(product), _TINY)
+            self._magnitude += np.log(size)
+            self._phase += np.angle(product)
+            self._growth += np.log(np.maximum(most / size, 1.0))
+            self._turned += 2.0 * float(once.sum()) + math.pi + np.abs(np.log(size))
+        for row in np.flatnonzero(~once):
+            self._multiply_power(transform[row], float(atoms[row]), float(rounding[row, 0]), float(times[row]))
+
+    def _multiply_power(self, transform: Complex, atom: float, rounding: float, times: float) -> None:
+        whole, z = atom + transform, transform / atom if atom else np.full_like(transform, np.inf)
+        log_size, angle = np.log(np.maximum(np.abs(whole), _TINY)), np.angle(whole)
+        turned = math.pi + np.abs(log_size)
+        small = np.abs(z) < 0.5  # the logarithm of 1 + z is off by a few u |z|
+        z = z[small]
+        log1p, log_atom = 0.5 * np.log1p(z.real * (2 + z.real) + z.imag**2), math.log(atom or 1.0)
+        log_size[small] = log_atom + log1p
+        turned[small] = abs(log_atom) + np.abs(log1p) + np.abs(angle[small]) + np.abs(z)
+        self._magnitude += times * log_size
+        self._phase += times * angle
+        self._growth += times * np.log1p(rounding * np.exp(np.minimum(-log_size, _LARGE)))
+        self._turned += times * turned
+
+    def values(self) -> Complex:
+        """The product, (count,)."""
+        with np.errstate(under="ignore"):
+            return np.asarray(np.exp(np.minimum(self._magnitude, 1.0)) * np.exp(1j * self._phase), np.complex128)
+
+    def bounds(self) -> tuple[Array, Array, Array]:
+        """Magnitudes; logarithms of by how much larger they may truly be; how many u the logarithm of each is off. (count,)."""
+        with np.errstate(under="ignore"):
+            return np.exp(np.minimum(self._magnitude, 1.0)), self._growth, self._turned
+
+    def spread(self) -> Array:
+        """Bound of the error of each value, |computed − true| ≤ Π(|F| + γ)^T − Π|F|^T and what powers round, (count,).
+
+        It allows for the error of an inverse transform as well.
+        """
+        with np.errstate(under="ignore", over="ignore"):
+            size = np.exp(np.minimum(self._magnitude, 1.0))
+            few = size * np.expm1(np.minimum(self._growth, 1.0))
+            many = np.exp(np.minimum(self._magnitude + self._growth, 50.0))
+            spread = np.where(self._growth < 1.0, few, many) * (1 + 1e-12)
+            return np.asarray(spread + _TINY + size * (self._gamma + 4 * UNIT * (self._turned + 8)), np.float64)
 
 
 def as_lattice(composition: Composition, step: float) -> Lattice:
@@ -175,6 +244,21 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
     )
 
 
+def epsilon_of_sum(terms: Sequence[Composition], delta_: float) -> float:
+    """As `epsilon`, where δ is the sum of what several compositions give."""
+    low, high = 0.0, max(0.0, *(c.largest for c in terms))
+    least = 1e-12 * high
+    for _ in range(_REFINEMENTS):
+        tries = np.concatenate([[low], np.geomspace(max(low, least), max(high, least), _TRIES)]) if high else np.zeros(1)
+        exceeded = np.flatnonzero(sum(deltas(c, tries) for c in terms) > delta_)
+        if len(exceeded) == 0:
+            return 0.0
+        if exceeded[-1] + 1 == len(tries):
+            return math.inf if terms[0].sign > 0 else high
+        low, high = tries[exceeded[-1] : exceeded[-1] + 2].tolist()
+    return high if terms[0].sign > 0 else low
+
+
 def deltas(composition: Composition, epsilons: Array) -> Array:
     """δ at each of `epsilons` (n,), from above or from below, as `composition.sign` says. Sharpest near the tilt's own ε."""
     c = composition
@@ -187,7 +271,7 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     which = np.clip(position, 0, len(c.mass)).astype(np.int64)
     with np.errstate(under="ignore", over="ignore", divide="ignore"):
         finite = tails.a[which] - np.exp(u) * tails.b[which]
-        finite += c.sign * _missing(c, u, c.first + c.step * position - centre)
+        finite += c.sign * _unknown(c, u, c.first + c.step * position - centre)
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
     if c.sign > 0:
@@ -221,7 +305,7 @@ def _crossing(c: Composition, target: float, centre: float) -> float:
     tails = _tails(c, centre)
     u = losses - centre
     with np.errstate(under="ignore", over="ignore"):
-        slack = c.sign * _missing(c, u, u + c.step)
+        slack = c.sign * _unknown(c, u, u + c.step)
         values = tails.a[1:] - np.exp(np.minimum(u, _NEAR)) * tails.b[1:] + slack  # δ at each lattice point
         scaled = math.exp(max(min(math.log(target) - (c.log_scale - c.tilt * centre), _NEAR), -_NEAR))
         too_large = np.flatnonzero(values > scaled)
@@ -243,41 +327,52 @@ class _Tails(NamedTuple):
     b: Array
 
 
-def _missing(c: Composition, u: Array, after: Array) -> Array:
-    """At most this of δ (in units as in `_Tails`) comes from mass that lies outside the window, at ε = centre + u.
+def _unknown(c: Composition, u: Array, after: Array) -> Array:
+    """By at most this δ (in units as in `_Tails`) may be off at ε = centre + u: mass outside of the window, and rounding.
 
     All mass lies on lattice points, the next of which is centre + `after`. What lies t above ε counts e^{−θt}(1 − e^{−t})
-    of its weight at ε, at most 1/(1 + θ).
+    of its weight at ε, at most 1/(1 + θ); at the j-th point from there on at most ρ^{j/2} min(1, (j + 1) step) e^{−θ after},
+    ρ = e^{−2θ step}, of whose squares the sum is at most 1/(1 − ρ) and step² (1 + ρ)/(1 − ρ)³.
     """
     anywhere = np.exp(np.clip(-c.tilt * u, -745.0, _NEAR)) / (1 + c.tilt)
-    return c.outside * np.minimum(anywhere, np.exp(np.clip(-c.tilt * after, -745.0, _NEAR)))
+    next_point = np.exp(np.clip(-c.tilt * after, -745.0, _NEAR))
+    rest = -math.expm1(-2 * c.tilt * c.step)
+    squares = min(float(len(c.mass)), 1 / rest, c.step**2 * (2 - rest) / rest**3) if rest > 0 else float(len(c.mass))
+    return c.outside * np.minimum(anywhere, next_point) + c.noise * math.sqrt(squares) * (1 + 1e-6) * next_point
 
 
 def _tails(c: Composition, centre: float) -> _Tails:
     n = len(c.mass)
     u = c.first + c.step * np.arange(n) - centre
     with np.errstate(under="ignore", over="ignore"):
-        mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
+        mass = c.mass * (1 + c.sign * c.relative)
         mass *= np.exp(np.clip(-c.tilt * u, -745.0, _NEAR))
         a = np.cumsum(mass[::-1])[::-1]
         b = np.cumsum((mass * np.exp(np.minimum(-u, _NEAR)))[::-1])[::-1]
     # Each of the two sums of n positive terms rounds by n units at most.
-    return _Tails(np.append(a * (1 + 2 * c.sign * n * _UNIT), 0.0), np.append(b, 0.0))
+    return _Tails(np.append(a * (1 + 2 * c.sign * n * UNIT), 0.0), np.append(b, 0.0))
 
 
-def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Array, NDArray[np.int64]]:
-    """Normalised tilted weights (k, length), wrapped so that each row's mean is at index 0, and where that mean was."""
+def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Array, NDArray[np.int64], Array]:
+    """Normalised tilted weights without an atom of more than half of them, wrapped.
+
+    Returns:
+      Weights (k, length); which lattice point is at 0 in each row (k,), the atom or the mean; mass of the atom, or 0 (k,).
+    """
     mass, index = lattice.mass[rows], lattice.index
     with np.errstate(divide="ignore", under="ignore"):
         logs = np.log(mass) + tilt * lattice.step * index
         weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     weights[weights < 1e-300] = 0.0
-    centres = np.round((weights * index).sum(axis=1)).astype(np.int64)
+    every, heaviest = np.arange(len(mass)), weights.argmax(axis=1)
+    atoms = np.where(weights[every, heaviest] > 0.5, weights[every, heaviest], 0.0)
+    centres = np.where(atoms > 0, index[heaviest], np.round((weights * index).sum(axis=1)).astype(np.int64))
+    weights[every[atoms > 0], heaviest[atoms > 0]] = 0.0
     out = np.zeros((len(mass), length))
     for row, centre in enumerate(centres):
         out[row] = np.bincount((index - centre) % length, weights=weights[row], minlength=length)
-    return out, centres
+    return out, centres, atoms
 
 
 def _blocks(count: int, length: int) -> list[slice]:

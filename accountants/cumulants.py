@@ -18,8 +18,10 @@ OUTSIDE = 1e-14
 _COARSE = 256  # points with which the tilt and the window are searched
 STAND_INS = 32
 """Measures of a batch with which tilt and window are searched, instead of all."""
-_CHERNOFF = np.geomspace(0.02, 20, 13)  # how far the tilt is moved for a tail bound, over 1/(standard deviation)
-_NORMAL = 10  # the one of them that is best for a normal distribution
+CHERNOFF = np.geomspace(0.02, 20, 13)
+"""How far the tilt is moved for a tail bound, over 1/(standard deviation)."""
+NORMAL = 10
+"""The one of them that is best for a normal distribution."""
 _GIVEN_UP = 5.0  # in log δ, of what the best tilt would give
 
 
@@ -154,7 +156,7 @@ def _least(f: Callable[[float], float], weight: Callable[[float], float], deviat
     return Tilt(math.exp(best), math.exp(used))
 
 
-def _lowest(f: Callable[[float], float], tries: Array, start: int) -> float:
+def lowest(f: Callable[[float], float], tries: Array, start: int) -> float:
     """The one of `tries` at which a function that falls and then rises is least, looked for from the one at `start`."""
     best, least = start, f(float(tries[start]))
     for side in (-1, 1):
@@ -176,10 +178,10 @@ def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants |
     log_eta = math.log(OUTSIDE)
     centre, _, variance = search.derivatives(tilt)
     certain = exact.value(tilt)
-    tries = _CHERNOFF / math.sqrt(part * variance + (1e-3 * search.widest) ** 2)  # a deviation of 0 is no scale
+    tries = CHERNOFF / math.sqrt(part * variance + (1e-3 * search.widest) ** 2)  # a deviation of 0 is no scale
 
     def best(side: int) -> float:
-        z = _lowest(lambda t: (part * (search.value(tilt + side * t) - centre) - log_eta) / t, tries, _NORMAL)
+        z = lowest(lambda t: (part * (search.value(tilt + side * t) - centre) - log_eta) / t, tries, NORMAL)
         return float(side * (part * (exact.value(tilt + side * z) - certain) - log_eta) / z)
 
     return best(-1), best(1)

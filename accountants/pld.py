@@ -195,8 +195,8 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
                 if search.compositions is None:
                     continue
                 low, high = search.compositions
-                least = np.maximum(least, convolution.deltas(low, wanted))
-                most = np.minimum(most, convolution.deltas(high, wanted))
+                least = np.maximum(least, sum(convolution.deltas(c, wanted) for c in low))
+                most = np.minimum(most, sum(convolution.deltas(c, wanted) for c in high))
         least = least if direction.attained else 0 * least
         lower = np.maximum(lower, np.minimum(direction.spent + least, 1.0))
         upper = np.maximum(upper, np.minimum(direction.spent + most, 1.0))

@@ -11,12 +11,12 @@ What comes out is measured, not trusted: where the interval is wider than asked 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants import convolution
+from accountants import convolution, jumps
 from accountants.convolution import Composition
 from accountants.cumulants import STAND_INS, Cumulants, Tilt, window
 from accountants.errors import AccountingError
@@ -42,6 +42,9 @@ _WIDEST = 300.0  # distance of lattice points, so that e to its power fits
 _MAX_EXPONENT = 1000.0  # of e^{θ · loss}, for one mechanism
 _SMALL = 0.01  # an ε below this many standard deviations of the loss is found to an absolute width
 _MANY = 192  # mechanisms from which few stand in for them in searches
+_CUTOFF = 0.5  # of ε, from where a loss is a jump
+_POINTS = 300  # lattice points to ε, to begin with, where jumps are composed apart
+_LONGER = 2.5  # a step is taken instead where a transform would be too long
 _FEW = 8  # of a batch that are composed with all others at once
 _FAR_OUT = 1e-6  # quantile by which mechanisms are alike
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
@@ -49,6 +52,7 @@ _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 Parts = list[tuple[Lattice, Array]]
 Groups = list[tuple[Pair, Array]]
 Batches = list[list[Mechanism]]
+Terms = Sequence[Composition]
 
 
 class EpsilonQuestion:
@@ -74,8 +78,13 @@ class EpsilonQuestion:
         """Lattice step² for one composition with which the interval is about `width` wide."""
         return 6 * width / (tilt + 1)
 
-    def answer(self, composition: Composition) -> float:
-        return convolution.epsilon(composition, self.delta)
+    def answer(self, terms: Sequence[Composition]) -> float:
+        """From a composition, or from several of which δ is the sum."""
+        return convolution.epsilon(terms[0], self.delta) if len(terms) == 1 else convolution.epsilon_of_sum(terms, self.delta)
+
+    def epsilon(self, guess: float) -> float:
+        """The ε that is asked for or about."""
+        return guess
 
     def exact(self, pair: Pair) -> Interval:
         """Where `pair` is all there is."""
@@ -101,8 +110,11 @@ class DeltaQuestion:
     def squared_step(self, width: float, guess: float, tilt: float) -> float:
         return 6 * width / guess / (tilt * (tilt + 1))
 
-    def answer(self, composition: Composition) -> float:
-        return float(convolution.deltas(composition, np.array([self._epsilon]))[0])
+    def answer(self, terms: Sequence[Composition]) -> float:
+        return float(sum(convolution.deltas(c, np.array([self._epsilon]))[0] for c in terms))
+
+    def epsilon(self, guess: float) -> float:
+        return self._epsilon
 
     def exact(self, pair: Pair) -> Interval:
         return curve(pair, self._epsilon)
@@ -117,7 +129,7 @@ class Search:
     def __init__(self, question: Question, mechanisms: Batches, rtol: float):
         self._question, self._rtol = question, rtol
         self._groups = grouped(mechanisms)
-        self.compositions: tuple[Composition, Composition] | None = None
+        self.compositions: tuple[Terms, Terms] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
         few = stand_ins(mechanisms)
         # Many families leave many, of which a pilot would be as dear.
@@ -174,11 +186,7 @@ class Search:
                 lower, upper = self._bounds(step)
             except convolution.TooLongError:
                 break  # what is certain so far has to do
-            best = Interval(max(best.lower, lower), min(best.upper, upper))
-            if best.lower > best.upper * (1 + 1e-9):
-                raise AccountingError(
-                    f"bounds contradict each other ({best}): a bug, please report it; no figure was given out"
-                )
+            best = _both(best, lower, upper)
             if 0 < upper - lower < math.inf:
                 self.last_unit_step = step / math.sqrt(upper - lower)
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
@@ -198,7 +206,7 @@ class Search:
             step *= shrink
             # Thinned parts converge as well, should they be what makes it wide.
             self._fineness = [dataclasses.replace(f, largest=f.largest * shrink) for f in self._fineness]
-        return best
+        return best if self._narrow(best) or best.upper <= unless_below else self._apart(best)
 
     def _variation(self) -> float:
         """At least the total variation of the composition, which is δ at ε = 0: it adds up."""
@@ -225,14 +233,64 @@ class Search:
         stages = self._stages(step)
         if stages > 1:
             step /= math.sqrt(2)  # both stages contribute to the width
+
+        def compose(parts: Parts, step: float, sign: int) -> Terms:
+            parts = self._staged(parts, stages, sign) if stages > 1 else parts
+            return [convolution.compose(parts, self._tilt, sign=sign)]
+
+        return self._answers(step, self._fineness, compose)
+
+    def _apart(self, best: Interval) -> Interval:
+        """A narrower interval where a rare and large loss makes up all of δ, if that is what made it wide; see `jumps`."""
+        question = self._question
+        tail = np.full((1, 1), self._tail())
+        ends = [pair.quantiles(tail, tail) for pair, _ in self._groups]
+        least = max(float(np.max(high - low)) for low, high in ends) / jumps.MAX_POINTS
+        step, before = question.epsilon(best.upper) / _POINTS, math.inf
+        for _ in range(_ROUNDS):
+            epsilon = question.epsilon(best.upper)
+            if not 0 < epsilon < math.inf or step < least:
+                break
+
+            def compose(parts: Parts, step: float, sign: int, epsilon: float = epsilon) -> Terms:
+                return jumps.compose(parts, _CUTOFF * epsilon, epsilon, sign=sign)
+
+            try:
+                lower, upper = self._answers(step, [None] * len(self._groups), compose)
+            except jumps.NothingError:
+                break
+            except convolution.TooLongError:
+                if (step := _LONGER * step) >= before:
+                    break
+                continue
+            best, before = _both(best, lower, upper), step
+            gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
+            if gap <= allowed:
+                break
+            shrink = min(0.6, max(0.05, _SAFETY * math.sqrt(allowed / gap)))
+            aimed = question.epsilon(best.upper) < _FAR * epsilon
+            step = question.epsilon(best.upper) / _POINTS if aimed else shrink * step
+        return best
+
+    def _tail(self) -> float:
+        """Probability of each mechanism's highest losses that may be counted as infinite."""
+        return max(self._question.tail(self.guess) / self._total, 1e-300)
+
+    def _narrow(self, found: Interval) -> bool:
+        return found.upper - found.lower <= self._question.width(found.upper, self._deviation, self._rtol)
+
+    def _answers(
+        self, step: float, fineness: Sequence[Fineness | None], compose: Callable[[Parts, float, int], Terms]
+    ) -> tuple[float, float]:
+        """From both sides, on lattices of a step."""
         step, own = _steps(self._groups, step)
         sandwiches = []
-        tail = max(self._question.tail(self.guess) / self._total, 1e-300)
-        for (pair, counts), own_step, fineness in zip(self._groups, own, self._fineness, strict=True):
+        tail = self._tail()
+        for (pair, counts), own_step, fine in zip(self._groups, own, fineness, strict=True):
             low = np.full((len(counts), 1), _LOW_TAIL / self._total)
             high = np.full_like(low, tail)
-            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fineness))
-        compositions = []
+            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fine))
+        both_terms = []
         for sign in (-1, 1):
             parts = []
             for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
@@ -240,11 +298,9 @@ class Search:
                 if own_step != step or (len(self._groups) > 1 and len(counts) > _FEW):
                     part = (self._composed([part], step, sign), np.ones(1))
                 parts.append(part)
-            if stages > 1:
-                parts = self._staged(parts, stages, sign)
-            compositions.append(convolution.compose(parts, self._tilt, sign=sign))
-        self.compositions = compositions[0], compositions[1]
-        return self._question.answer(compositions[0]), self._question.answer(compositions[1])
+            both_terms.append(compose(parts, step, sign))
+        self.compositions = both_terms[0], both_terms[1]
+        return self._question.answer(both_terms[0]), self._question.answer(both_terms[1])
 
     def _stages(self, step: float) -> int:
         """Into how many equal compositions the whole is split, if composing in two stages takes far shorter transforms."""
@@ -267,6 +323,18 @@ class Search:
 
     def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
         return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
+
+
+def _both(best: Interval, lower: float, upper: float) -> Interval:
+    """What follows from bounds beside an interval.
+
+    Raises:
+      AccountingError: they contradict each other.
+    """
+    result = Interval(max(best.lower, lower), min(best.upper, upper))
+    if result.lower > result.upper * (1 + 1e-9):
+        raise AccountingError(f"bounds contradict each other ({result}): a bug, please report it; no figure was given out")
+    return result
 
 
 def _fineness(weights: Array, losses: Array, tilt: float) -> Fineness:

@@ -258,10 +258,9 @@ def test_discrete_losses_on_a_coarser_lattice():
     interval(acc.DiscreteLaplaceDpEvent(2.0), 1e-10, 100_000, neighbouring_relation="replace_one")
 
 
-@pytest.mark.xfail(strict=True, reason="the tilt suits a Gaussian tail, not one step that makes up all of δ")
 @pytest.mark.parametrize(("q", "sigma", "count", "delta"), [(6e-8, 0.45, 750_000, 4e-8), (1.5e-7, 0.68, 33, 6e-30)])
 def test_rare_and_heavy_losses_have_a_narrow_interval(q, sigma, count, delta):
-    assert interval(acc.dpsgd_event(sigma, q, 1), delta, count).relative_width < 0.05
+    assert interval(acc.dpsgd_event(sigma, q, 1), delta, count).relative_width < 5e-3
 
 
 def test_nothing_is_spent_where_delta_covers_it_all():
