@@ -36,14 +36,15 @@ MAX_POINTS = 2**19
 """Of one transform."""
 
 _MOST_JUMPS = 1.0  # expected, under the tilt
+_TOO_MANY = 30.0
 _FAINT = 0.2  # |B| below which H/B is not taken
 _STEEPEST = 75.0  # tilt, over 1/ε: results are precise up to several times ε
 _TILTS = np.geomspace(1e-3, _STEEPEST, 41)  # over 1/ε
 _LARGE = 50.0  # largest exponent
 
 
-class NothingError(Exception):
-    """A measure has no losses below the cutoff: a lower bound that came to nothing."""
+class NotRareError(Exception):
+    """Composing jumps apart is no use: they are not rare, or a measure has nothing else."""
 
 
 def compose(parts: Parts, cutoff: float, epsilon: float, *, sign: int) -> tuple[Composition, Composition]:
@@ -56,14 +57,14 @@ def compose(parts: Parts, cutoff: float, epsilon: float, *, sign: int) -> tuple[
       sign: +1 to bound from above, −1 from below.
 
     Raises:
-      NothingError: see there.
+      NotRareError: see there.
       TooLongError: the transform would be.
     """
     rows = [row for lattice, counts in parts for row in _rows(lattice, counts, cutoff)]
     small = [(_below(lattice, cutoff), counts) for lattice, counts in parts]
     tilt = min(Cumulants.of(small, coarse=True).tilt_for_epsilon(epsilon).used, _STEEPEST / epsilon)
     without = convolution.compose(small, tilt, sign=sign)
-    origin = sum(float(counts @ lattice.origin) for lattice, counts in parts)
+    origin = sum(row.times * row.origin for row in rows)
     return without, _with_jumps(rows, parts, _tilt(rows, epsilon, origin), without)
 
 
@@ -73,12 +74,14 @@ class _Row:
 
     Attributes:
       times: how often it is composed.
+      origin: its heaviest loss.
       step: of the lattice.
-      index, log_mass: of losses below the cutoff, (n,).
+      index, log_mass: of losses below the cutoff, counted from the heaviest one, (n,).
       far_index, far_log_mass: of those above, (m,), perhaps none.
     """
 
     times: float
+    origin: float
     step: float
     index: Index
     log_mass: Array
@@ -86,7 +89,7 @@ class _Row:
     far_log_mass: Array
 
     def tilted(self, tilt: float) -> tuple[Array, Array, float]:
-        """Tilted masses over that of all losses below the cutoff, and the logarithm of that; losses count from index 0."""
+        """Tilted masses over that of all losses below the cutoff, and the logarithm of that; losses count from the heaviest."""
         small, far = self.log_mass + tilt * self.step * self.index, self.far_log_mass + tilt * self.step * self.far_index
         top = float(small.max())
         with np.errstate(under="ignore", over="ignore"):
@@ -94,24 +97,27 @@ class _Row:
             return np.exp(small - scale), np.exp(far - scale), scale
 
 
-def _heights(lattice: Lattice, cutoff: float) -> NDArray[np.bool_]:
-    """Which losses are above the cutoff, (k, n)."""
-    heaviest = lattice.index[lattice.mass.argmax(axis=1)][:, None]
-    return np.asarray((lattice.index - heaviest) * lattice.step > cutoff, np.bool_)
+def _above(lattice: Lattice, cutoff: float) -> tuple[Index, NDArray[np.bool_]]:
+    """Points, counted from the heaviest one of each row, and which of them are above the cutoff; each (k, n)."""
+    index = lattice.index - lattice.index[lattice.mass.argmax(axis=1)][:, None]
+    return index, np.asarray(index * lattice.step > cutoff, np.bool_)
 
 
 def _below(lattice: Lattice, cutoff: float) -> Lattice:
-    return dataclasses.replace(lattice, mass=np.where(_heights(lattice, cutoff), 0.0, lattice.mass))
+    return dataclasses.replace(lattice, mass=np.where(_above(lattice, cutoff)[1], 0.0, lattice.mass))
 
 
 def _rows(lattice: Lattice, counts: Array, cutoff: float) -> list[_Row]:
     result = []
-    for mass, above, times in zip(lattice.mass, _heights(lattice, cutoff), counts.tolist(), strict=True):
-        if not mass.any():
-            raise NothingError
-        parts = [x for where in (~above & (mass > 0), above & (mass > 0)) for x in (lattice.index[where], np.log(mass[where]))]
+    for mass, index, above, times, losses in zip(
+        lattice.mass, *_above(lattice, cutoff), counts.tolist(), lattice.losses, strict=True
+    ):
+        if times and not mass.any():
+            raise NotRareError
         if times:
-            result.append(_Row(times, lattice.step, *parts))
+            near, far = ~above & (mass > 0), above & (mass > 0)
+            parts = index[near], np.log(mass[near]), index[far], np.log(mass[far])
+            result.append(_Row(times, float(losses[mass.argmax()]), lattice.step, *parts))
     return result
 
 
@@ -121,11 +127,13 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
 
     step, sign = without.step, without.sign
     total = sum(row.times for row in rows)
-    origin = sum(float(counts @ lattice.origin) for lattice, counts in parts)
+    origin = sum(row.times * row.origin for row in rows)
     scale = sum(float(counts.sum()) * lattice.log_scale for lattice, counts in parts)
     outside = 2 * (OUTSIDE + sum(lattice.outside * float(counts.sum()) for lattice, counts in parts))
-    largest = origin + step * sum(row.times * float(max(row.index[-1], row.far_index.max(initial=-1))) for row in rows)
+    largest = origin + step * sum(row.times * float(max(row.index[-1], row.far_index.max(initial=0))) for row in rows)
     expected = _log_masses(rows, tilt)[1]
+    if expected > _TOO_MANY or (expected == 0 and any(len(row.far_index) for row in rows)):
+        raise NotRareError
     if expected == 0:
         return dataclasses.replace(without, mass=np.zeros(2), error=0.0, noise=0.0, outside=0.0, infinite=0.0, largest=largest)
     low, high = _window(rows, tilt)
@@ -138,6 +146,7 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
     spectrum = convolution.Spectrum(count, gamma)
     jumps = np.zeros(count, np.complex128)  # λ
     most, more, ceiling = np.zeros(count), np.zeros(count), np.zeros(count)  # λ of magnitudes; its error; log ∏ (|B| + |H|)^T
+    nearest = np.ones(count)  # |1 + H/B|, by which the logarithm's rounding grows
     clear, shift = np.ones(count, np.bool_), 0
     for row in rows:
         weights, far, _ = row.tilted(tilt)
@@ -149,7 +158,9 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
         spectrum.multiply(b[None], np.array([atom]), np.array([weights.sum()]), np.array([row.times]))
         whole = np.maximum(np.abs(atom + b), _FAINT)
         clear &= whole > _FAINT
-        jumps += row.times * _log1p(np.where(clear, h / np.where(clear, atom + b, 1.0), 0.0))
+        ratio = np.where(clear, h / np.where(clear, atom + b, 1.0), 0.0)
+        jumps += row.times * _log1p(ratio)
+        nearest = np.minimum(nearest, np.abs(1 + ratio))
         most += row.times * np.log1p(np.abs(h) / whole)
         more += row.times * np.log1p(gamma * far.sum() / whole)
         ceiling += row.times * (np.log(whole + gamma) + np.log1p((np.abs(h) + gamma * far.sum()) / whole))
@@ -160,7 +171,7 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
         size, grown, turned = spectrum.bounds()
         most, more = np.minimum(most, _LARGE), np.minimum(more, _LARGE)
         spread = size * (np.expm1(grown) * np.expm1(most + more) + np.exp(most) * np.expm1(more))
-        rounding = gamma + 4 * convolution.UNIT * (turned + 16 * np.exp(most) + 8)
+        rounding = gamma + 4 * convolution.UNIT * (turned + 16 * np.exp(most) / np.maximum(nearest, 1e-16) + 8)
         spread = spread * (1 + 1e-12) + size * np.expm1(most) * rounding
         # Where some |B| is faint, what may be there at most is left out: ∏ (|B| + |H|)^T twice, with |B| taken for larger.
         faint = 2 * np.exp(np.minimum(ceiling, _LARGE))
@@ -182,7 +193,7 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
 
 
 def _log_mass(rows: Sequence[_Row], tilt: float) -> float:
-    """log of the tilted mass of everything with at least one jump; −∞ if there is none. Losses count from the origins."""
+    """log of the tilted mass of everything with at least one jump; −∞ if there is none. Losses count from the heaviest."""
     without, expected = _log_masses(rows, tilt)
     return without + (expected + math.log(-math.expm1(-expected)) if expected else -math.inf)
 
@@ -228,8 +239,9 @@ def _window(rows: Sequence[_Row], tilt: float) -> tuple[float, float]:
 
 
 def _log1p(z: Complex) -> Complex:
-    """log(1 + z), off by a few u |z| for |z| < 1."""
-    return np.asarray(0.5 * np.log1p(z.real * (2 + z.real) + z.imag**2) + 1j * np.arctan2(z.imag, 1 + z.real), np.complex128)
+    """log(1 + z), off by a few u |z| / |1 + z|² for |z| < 1."""
+    square = np.maximum(z.real * (2 + z.real) + z.imag**2, -1 + 1e-16)
+    return np.asarray(0.5 * np.log1p(square) + 1j * np.arctan2(z.imag, 1 + z.real), np.complex128)
 
 
 def _expm1(z: Complex) -> Complex:

@@ -244,8 +244,8 @@ class Search:
         """A narrower interval where a rare and large loss makes up all of δ, if that is what made it wide; see `jumps`."""
         question = self._question
         tail = np.full((1, 1), self._tail())
-        ends = [pair.quantiles(tail, tail) for pair, _ in self._groups]
-        least = max(float(np.max(high - low)) for low, high in ends) / jumps.MAX_POINTS
+        ends = [(*pair.quantiles(tail, tail), len(counts)) for pair, counts in self._groups]
+        least = max(float(np.max(high - low)) * rows for low, high, rows in ends) / jumps.MAX_POINTS
         step, before = question.epsilon(best.upper) / _POINTS, math.inf
         for _ in range(_ROUNDS):
             epsilon = question.epsilon(best.upper)
@@ -257,7 +257,7 @@ class Search:
 
             try:
                 lower, upper = self._answers(step, [None] * len(self._groups), compose)
-            except jumps.NothingError:
+            except jumps.NotRareError:
                 break
             except convolution.TooLongError:
                 if (step := _LONGER * step) >= before:
