@@ -246,17 +246,20 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
 
 def epsilon_of_sum(terms: Sequence[Composition], delta_: float) -> float:
     """As `epsilon`, where δ is the sum of what several compositions give."""
-    low, high = 0.0, max(0.0, *(c.largest for c in terms))
+    upper = terms[0].sign > 0
+    low, high, beyond = 0.0, max(0.0, *(c.largest for c in terms)), math.inf
     least = 1e-12 * high
     for _ in range(_REFINEMENTS):
         tries = np.concatenate([[low], np.geomspace(max(low, least), max(high, least), _TRIES)]) if high else np.zeros(1)
         exceeded = np.flatnonzero(sum(deltas(c, tries) for c in terms) > delta_)
+        # Values at a try differ in their last digits from round to round: what was found before still holds.
         if len(exceeded) == 0:
-            return 0.0
+            return low
         if exceeded[-1] + 1 == len(tries):
-            return math.inf if terms[0].sign > 0 else high
+            return beyond if upper else high
         low, high = tries[exceeded[-1] : exceeded[-1] + 2].tolist()
-    return high if terms[0].sign > 0 else low
+        beyond = high
+    return high if upper else low
 
 
 def deltas(composition: Composition, epsilons: Array) -> Array:

@@ -32,7 +32,7 @@ Index = NDArray[np.int64]
 Complex = NDArray[np.complex128]
 Parts = Sequence[tuple[Lattice, Array]]
 
-MAX_POINTS = 2**19
+MAX_POINTS = 2**20
 """Of one transform."""
 
 _MOST_JUMPS = 1.0  # expected, under the tilt
@@ -61,11 +61,14 @@ def compose(parts: Parts, cutoff: float, epsilon: float, *, sign: int) -> tuple[
       TooLongError: the transform would be.
     """
     rows = [row for lattice, counts in parts for row in _rows(lattice, counts, cutoff)]
+    tilt = _tilt(rows, epsilon)
+    low, high = _window(rows, tilt)
+    if not (high - low) / rows[0].step < MAX_POINTS:
+        raise TooLongError(f"a transform of {(high - low) / rows[0].step:.3g} points")
     small = [(_below(lattice, cutoff), counts) for lattice, counts in parts]
-    tilt = min(Cumulants.of(small, coarse=True).tilt_for_epsilon(epsilon).used, _STEEPEST / epsilon)
-    without = convolution.compose(small, tilt, sign=sign)
-    origin = sum(row.times * row.origin for row in rows)
-    return without, _with_jumps(rows, parts, _tilt(rows, epsilon, origin), without)
+    lower_tilt = min(Cumulants.of(small, coarse=True).tilt_for_epsilon(epsilon).used, _STEEPEST / epsilon)
+    without = convolution.compose(small, lower_tilt, sign=sign)
+    return without, _with_jumps(rows, parts, tilt, low, high, without)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +124,8 @@ def _rows(lattice: Lattice, counts: Array, cutoff: float) -> list[_Row]:
     return result
 
 
-def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Composition) -> Composition:
-    """Everything with at least one jump; `without` is everything else."""
+def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, high: float, without: Composition) -> Composition:
+    """Everything with at least one jump, in the window (low, high); `without` is everything else."""
     from scipy.fft import irfft, next_fast_len, rfft
 
     step, sign = without.step, without.sign
@@ -136,9 +139,6 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, without: Compos
         raise NotRareError
     if expected == 0:
         return dataclasses.replace(without, mass=np.zeros(2), error=0.0, noise=0.0, outside=0.0, infinite=0.0, largest=largest)
-    low, high = _window(rows, tilt)
-    if not (high - low) / step < MAX_POINTS:
-        raise TooLongError(f"a transform of {(high - low) / step:.3g} points")
     first = math.floor(low / step)
     length = next_fast_len(max(math.ceil(high / step) - first + 2, 16), real=True)
     count = length // 2 + 1
@@ -208,8 +208,9 @@ def _log_masses(rows: Sequence[_Row], tilt: float) -> tuple[float, float]:
     return without, expected
 
 
-def _tilt(rows: Sequence[_Row], epsilon: float, origin: float) -> float:
+def _tilt(rows: Sequence[_Row], epsilon: float) -> float:
     """θ at which Chernoff's bound of losses above ε is least, with few jumps expected: any θ is valid."""
+    origin = sum(row.times * row.origin for row in rows)
     best, least = float(_TILTS[0]) / epsilon, math.inf
     for tilt in (_TILTS / epsilon).tolist():
         without, expected = _log_masses(rows, tilt)
@@ -225,6 +226,8 @@ def _tilt(rows: Sequence[_Row], epsilon: float, origin: float) -> float:
 def _window(rows: Sequence[_Row], tilt: float) -> tuple[float, float]:
     """Losses outside of which lies at most OUTSIDE of the tilted mass with jumps on either side, by Chernoff's bound."""
     centre, log_eta, by = _log_mass(rows, tilt), math.log(OUTSIDE), 1e-2 * tilt
+    if centre == -math.inf:
+        return 0.0, 0.0
     curvature = (_log_mass(rows, tilt + by) - 2 * centre + _log_mass(rows, tilt - by)) / by**2
     tries = CHERNOFF / math.sqrt(max(curvature, rows[0].step ** 2))
 

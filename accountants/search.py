@@ -245,9 +245,10 @@ class Search:
         question = self._question
         tail = np.full((1, 1), self._tail())
         ends = [(*pair.quantiles(tail, tail), len(counts)) for pair, counts in self._groups]
-        least = max(float(np.max(high - low)) * rows for low, high, rows in ends) / jumps.MAX_POINTS
+        least = max(float(np.max(high - low)) * rows for low, high, rows in ends) / (jumps.MAX_POINTS // 2)
         step, before = question.epsilon(best.upper) / _POINTS, math.inf
-        for _ in range(_ROUNDS):
+        rounds = 0
+        while rounds < _ROUNDS:
             epsilon = question.epsilon(best.upper)
             if not 0 < epsilon < math.inf or step < least:
                 break
@@ -260,6 +261,7 @@ class Search:
             except jumps.NotRareError:
                 break
             except convolution.TooLongError:
+                rounds += 1
                 if (step := _LONGER * step) >= before:
                     break
                 continue
@@ -268,8 +270,9 @@ class Search:
             if gap <= allowed:
                 break
             shrink = min(0.6, max(0.05, _SAFETY * math.sqrt(allowed / gap)))
-            aimed = question.epsilon(best.upper) < _FAR * epsilon
-            step = question.epsilon(best.upper) / _POINTS if aimed else shrink * step
+            far_off = question.epsilon(best.upper) < _FAR * epsilon
+            rounds += not far_off
+            step = question.epsilon(best.upper) / _POINTS if far_off else shrink * step
         return best
 
     def _tail(self) -> float:
