@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants.cumulants import OUTSIDE, Cumulants, window
+from accountants.grid import TooLongError
 from accountants.lattice import Lattice, regrid
 
 Array = NDArray[np.float64]
@@ -75,10 +76,6 @@ class Composition:
     sign: int
 
 
-class TooLongError(Exception):
-    """A composition asks for a transform that takes too long."""
-
-
 def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -> Composition:
     """Composes batches of measures with one step, each measure `counts` (k,) times.
 
@@ -97,10 +94,10 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     log_scale = exact.value(tilt)
     low, high = window(coarse, tilt, exact=exact)
     base = sum(float(counts @ lattice.origin) for lattice, counts in parts)
-    first = math.floor((low - base) / step)
     wanted = (high - low) / step
     if not wanted < MAX_POINTS:
         raise TooLongError(f"a transform of {wanted:.3g} points")
+    first = math.floor((low - base) / step)
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
     count = length // 2 + 1
     spectrum = Spectrum(count, relative_rounding(length))

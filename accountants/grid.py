@@ -12,6 +12,14 @@ Index = NDArray[np.int64]
 
 CUT = 0.25  # an end of `lower` holds at least this part of the mass of the cells beside it
 _REACHES = 16
+WIDEST = 700.0
+"""Most that lattice points may lie apart where there are no atoms: e to its power has to fit."""
+MAX_POINTS = 2**22
+"""Of one lattice."""
+
+
+class TooLongError(Exception):
+    """A lattice or a transform would take too many points."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,7 @@ def lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: Fi
     low, high = (edge[:, 0] for edge in pair.quantiles(low_tail, high_tail))
     none = np.full(len(low), -1)
     if pair.atom_at_zero():
-        below, above = (int(np.ceil(np.max(np.maximum(x, 0.0)) / step)) + 1 for x in (-low, high))
+        below, above = (_points(np.max(np.maximum(x, 0.0)) / step) for x in (-low, high))
         return Grid(np.full((len(low), 1), -step * below), step, np.arange(below + above + 1), none, low, none, high)
     spacing = pair.spacing()
     atoms = spacing is not None
@@ -93,9 +101,11 @@ def lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: Fi
     top_known = np.isfinite(top) & (top >= inner_high)
     bottom, top = np.where(bottom_known, bottom, low), np.where(top_known, top, high)
     anchor = np.where(at_bottom, bottom, top)
-    below = int(np.ceil(np.max(np.maximum(anchor - low, 0.0)) / step - 1e-9)) + 1
-    above = int(np.ceil(np.max(np.maximum(np.maximum(high, inner_high) - anchor, 0.0)) / step - 1e-9)) + 1
+    reach = np.max(np.maximum(anchor - low, 0.0)), np.max(np.maximum(np.maximum(high, inner_high) - anchor, 0.0))
+    below, above = (_points(x / step - 1e-9, thinned=fineness is not None and not atoms) for x in reach)
     index = _thinned(anchor, step, below, above, None if atoms else fineness)
+    if not atoms and step * float(np.diff(index).max()) > WIDEST:
+        raise TooLongError(f"lattice points {step * float(np.diff(index).max()):.3g} apart, whose exponential does not fit")
     position = int(np.searchsorted(index, below))
     # With atoms at both ends `step` divides their distance; a hair less at the bottom is a lower bound still.
     lowest = position - np.round((top - low) / step).astype(np.int64) if atoms else none
@@ -108,6 +118,13 @@ def lay(pair: Pair, step: float, low_tail: Array, high_tail: Array, fineness: Fi
         top=np.where(~at_bottom & top_known, position, none),
         inner_high=inner_high,
     )
+
+
+def _points(steps: float, thinned: bool = False) -> int:
+    """Lattice points that reach so many steps, if they are not too many; thinned ones are counted when they are laid."""
+    if not steps < (2**52 if thinned else MAX_POINTS):
+        raise TooLongError(f"a lattice of {steps:.3g} points")
+    return int(np.ceil(steps)) + 1
 
 
 def _thinned(anchor: Array, step: float, below: int, above: int, fineness: Fineness | None) -> Index:
@@ -129,6 +146,8 @@ def _outwards(levels: Array, limit: int, most: int) -> Index:
         stop = min(level, limit)
         if stop > start:
             count = int(np.ceil((stop - start) / stride))
+            if count > MAX_POINTS:
+                raise TooLongError(f"a lattice of {count:.3g} points")
             parts.append(start + stride * np.arange(1, count + 1))
             start += stride * count
         stride = min(2 * stride, most)

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
-from accountants.convolution import Composition, TooLongError
+from accountants.convolution import Composition
 from accountants.cumulants import CHERNOFF, NORMAL, OUTSIDE, Cumulants, lowest
+from accountants.grid import TooLongError
 from accountants.lattice import Lattice
 
 Array = NDArray[np.float64]

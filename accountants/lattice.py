@@ -26,7 +26,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants.grid import Fineness, Grid, lay
+from accountants.grid import WIDEST, Fineness, Grid, TooLongError, lay
 from accountants.pairs import Cells, Pair
 from accountants.polygons import lower_masses, upper_masses
 
@@ -143,6 +143,8 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     cells = (losses[-1] - losses[0]) / step
     if sign < 0 and (cells > len(losses) / 8 or cells < _FEW):
         return origin, _contracted(losses, mass, origin, step)
+    if step > WIDEST:
+        raise TooLongError(f"lattice points {step:.3g} apart, whose exponential does not fit")
     cell = np.ceil(position).astype(np.int64) - 1
     inside = np.asarray((position - cell) * step, np.float64)  # from the cell's lower end, in (0, step]
     count = int(cell[-1]) + 2

@@ -38,6 +38,7 @@ from accountants.mixture_pairs import MixturePair
 from accountants.pairs import BoundedRangePair, GaussianPair, LaplacePair, Pair
 from accountants.sampled_pairs import ReplacePair, RevealedPair, SampledAddPair, SampledRemovePair
 
+_MAX_UNITS = 10**7  # over whose number in a batch a sum is taken
 MAX_SHIFT = 40.0
 """Largest shift in a mixture of Gaussians, in standard deviations."""
 
@@ -207,6 +208,9 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
         case MixtureOfGaussiansDpEvent():
             return _mixture(event, relation)
         case PoissonSampledDpEvent(sampling_probability=q, event=inner):
+            if replace:
+                # A unit that is not drawn is absent, not replaced: the mechanism has to have a bound for that too.
+                directions(leaves(inner).items(), NeighbouringRelation.ADD_OR_REMOVE_ONE)
             return _sampled(event, q, inner, relation)
         case SampledWithoutReplacementDpEvent(source_dataset_size=n, sample_size=m, event=inner):
             if not replace:
@@ -263,9 +267,14 @@ def _sampled(event: DpEvent, q: float, inner: DpEvent, relation: NeighbouringRel
     parts = leaves(inner)
     match list(parts.items()):
         case [(EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta), 1)] if delta > 0:
-            # Balle, Barthe, Gaboardi 2018, Theorem 8: (log(1 + q(e^ε − 1)), qδ).
-            amplified = epsilon + math.log(q + (1 - q) * math.exp(-epsilon)) if q < 1 else epsilon
-            return _pairs(EpsilonDeltaDpEvent(max(amplified, 0.0), q * delta), relation)._replace(attained=False)
+            # Balle, Barthe, Gaboardi 2018, Theorems 8 and 9: (log(1 + q(e^ε − 1)), qδ), under the relation that is sampled by.
+            # A Poisson sample has it under add or remove, and then for two units; one of fixed size under replace_one.
+            if isinstance(event, SampledWithoutReplacementDpEvent):
+                delta, epsilon = min(1.0, delta * (1 + math.exp(min(epsilon, 700.0)))), 2 * epsilon
+            amplified = max(epsilon + math.log(q + (1 - q) * math.exp(-epsilon)) if q < 1 else epsilon, 0.0)
+            if isinstance(event, SampledWithoutReplacementDpEvent):
+                return _Pairs(atomic_pairs.scaled_pure(amplified, 1 - q * delta), infinite=q * delta, attained=False)
+            return _pairs(EpsilonDeltaDpEvent(amplified, q * delta), relation)._replace(attained=False)
     if any(isinstance(part, ParallelDpEvent) for part in parts):
         raise UnsupportedEventError("sampling of parallel cohorts has no pair: sample within each cohort instead")
     found = directions(parts.items(), relation)
@@ -288,18 +297,25 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
     """Poisson sampling with a largest batch B.
 
     Given how many others, M, were drawn (which does not depend on the unit): if M < B nothing is dropped. If M ≥ B, the unit
-    is drawn and kept with probability qB/(M + 1), and takes the place of another, so that the sum moves by up to 2C.
+    is drawn and kept with probability qB/(M + 1), and takes the place of another, so that the sum moves by up to 2C. An empty
+    unit (zero_out) takes a place as well, so it is one that replaces the unit.
     """
     q, sigma = event.sampling_probability, event.noise_multiplier
     if q == 0:
         return _Pairs(None)
     if sigma == 0:
         return _Pairs(None, infinite=q)
-    if relation is NeighbouringRelation.REPLACE_ONE:
-        # Both the unit and its replacement are in the batch with one probability of at most q, in the same place.
+    if relation is not NeighbouringRelation.ADD_OR_REMOVE_ONE:
+        # Both the unit and its replacement are in the batch with one probability of at most q, in the same place; where neither
+        # is, another unit may be, up to 2C away from each.
         base = GaussianPair(_batch(2 / sigma))
         return _Pairs(ReplacePair(SampledRemovePair(base, _batch(q)), SampledAddPair(base, _batch(q))), attained=False)
     others, size = event.dataset_size - 1, event.truncated_batch_size
+    if others > _MAX_UNITS:
+        raise UnsupportedEventError(
+            f"truncated batches of more than {_MAX_UNITS:,} units are beyond the numerical accountant; got dataset_size = "
+            f"{event.dataset_size:,}"
+        )
     kept = float(special.bdtr(size - 1, others, q)) if size <= others else 1.0
     drawn = np.arange(size, others + 1, dtype=np.float64)
     log_pmf = special.gammaln(others + 1) - special.gammaln(drawn + 1) - special.gammaln(others - drawn + 1)
@@ -308,9 +324,8 @@ def _truncated(event: TruncatedSubsampledGaussianDpEvent, relation: Neighbouring
     keep = weights > 1e-3 * weights.max(initial=0.0) / max(len(weights), 1)
     # What was left out, and the rounding of the rest, goes to the case that costs most: just one too many.
     rest = max(1 - kept - float(weights[keep].sum()), 0.0)
-    zero_out = relation is NeighbouringRelation.ZERO_OUT  # an empty unit still takes a place: the sum moves by up to C
     rates = np.concatenate([[q], [q * size / (size + 1)], q * size / (drawn[keep] + 1)])
-    mus = np.concatenate([[1.0], np.full(len(rates) - 1, 1.0 if zero_out else 2.0)]) / sigma
+    mus = np.concatenate([[1.0], np.full(len(rates) - 1, 2.0)]) / sigma
     chance = np.concatenate([[kept], [rest], weights[keep]])
     base = GaussianPair(mus[:, None])
     rates = np.minimum(rates, 1 - 2.0**-53)[:, None]

@@ -35,6 +35,7 @@ MIN_RTOL = 1e-6
 
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
+_IRRELEVANT = 0.01  # of an upper bound in one direction: below it nothing in the other one matters
 _ANCHORS = 9  # tilts from which a profile is computed
 
 Counts = tuple[tuple[DpEvent, int], ...]
@@ -219,7 +220,7 @@ def _worst(questions: list[Question], found: tuple[Direction, ...], rtol: float)
         elif direction.mechanisms:
             searches.append(Search(question, batches(direction), rtol))
     for search in sorted(searches, key=lambda s: -s.guess):
-        interval = search.run(unless_below=lower)
+        interval = search.run(unless_below=max(lower, _IRRELEVANT * upper))
         lower, upper = max(lower, interval.lower), max(upper, interval.upper)
     lower, upper = lower * (1 - _ROUND_UP), upper * (1 + _ROUND_UP)
     return Interval(min(lower, upper), upper)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from accountants import special
 from accountants.accountant import Accountant, AutoAccountant
-from accountants.domains import open_unit, probability
+from accountants.domains import open_unit, probability, whole
+from accountants.errors import InvalidEventError
 from accountants.pld import PldAccountant
 
 Array = NDArray[np.float64]
@@ -49,6 +50,8 @@ class Profile:
     def min_fnr(self, fpr: Any) -> Array:
         """At least this share of the present is missed by a test with false-positive rate `fpr` (any shape, in [0, 1])."""
         alpha = np.asarray(fpr, np.float64)[..., None]
+        if not ((alpha >= 0) & (alpha <= 1)).all():
+            raise InvalidEventError(f"fpr must lie in [0, 1]; got {fpr!r:.80}")
         with np.errstate(over="ignore"):
             growth = np.exp(np.minimum(self.epsilons, 700.0))
         first = 1 - self.upper - growth * alpha
@@ -65,8 +68,8 @@ def profile(accountant: Accountant, epsilons: Sequence[float] | None = None, *, 
 
     Args:
       accountant: any.
-      epsilons: where; by default from 0 to the ε at δ = 1e-12.
-      points: how many of them by default.
+      epsilons: where, besides 0; by default from 0 to the ε at δ = 1e-12.
+      points: how many of them by default, ≥ 2.
 
     Raises:
       InvalidEventError: an ε is negative or not a number.
@@ -75,11 +78,13 @@ def profile(accountant: Accountant, epsilons: Sequence[float] | None = None, *, 
     if epsilons is not None:
         chosen = epsilons
     else:
+        if whole(points, "points") < 2:
+            raise InvalidEventError(f"points must be at least 2; got {points!r}")
         top = accountant.get_epsilon(_FLOOR)
         top = 0.0 if math.isinf(top) else top
         # Dense near 0, where the trade-off curve bends most.
         chosen = top * np.linspace(0, 1, points) ** 1.5
-    at = np.unique(np.asarray(chosen, np.float64))
+    at = np.unique(np.append(np.asarray(chosen, np.float64), 0.0))
     numerical = _numerical(accountant)
     if numerical is not None:
         lower, upper = numerical.profile(at.tolist())
@@ -159,14 +164,16 @@ def _dominates(mu: float, curve: Profile, floor: float) -> bool:
         return False
     if len(e) < 2:
         return True
-    slope = -special.ndtr(-mu / 2 - e / mu)  # of δ_μ in γ
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        width = np.expm1(np.diff(e)) * np.exp(e[:-1])
+    # In units in which the lower end of each chord is at γ = 1, so that nothing overflows before the chord itself does.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        width = np.expm1(np.diff(e))
+        first, second = (-np.exp(e[:-1] + special.log_ndtr(-mu / 2 - x / mu)) for x in (e[:-1], e[1:]))  # slopes of δ_μ
         # Where both tangents meet, the curve is at least there; the chord of the profile must not be higher.
-        meet = (value[1:] - value[:-1] - slope[1:] * width) / (slope[:-1] - slope[1:])
-        meet = np.clip(np.where(np.isfinite(meet), meet, 0.0), 0.0, width)
-        least = value[:-1] + slope[:-1] * meet
-        chord = curve.upper[:-1] + (curve.upper[1:] - curve.upper[:-1]) * (meet / width)
+        meet = (value[1:] - value[:-1] - second * width) / (first - second)
+        known = np.isfinite(meet) & np.isfinite(width)
+        meet = np.clip(np.where(known, meet, 0.0), 0.0, width)
+        least = np.where(known, value[:-1] + first * meet, value[1:])
+        chord = curve.upper[:-1] + np.where(known, (curve.upper[1:] - curve.upper[:-1]) * (meet / width), 0.0)
     return bool(((least >= chord * (1 - 1e-3)) | (chord <= floor)).all())
 
 

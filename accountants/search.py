@@ -20,7 +20,7 @@ from accountants import convolution, jumps
 from accountants.convolution import Composition
 from accountants.cumulants import STAND_INS, Cumulants, Tilt, window
 from accountants.errors import AccountingError
-from accountants.grid import Fineness
+from accountants.grid import Fineness, TooLongError
 from accountants.interval import Interval
 from accountants.lattice import Lattice, sandwich
 from accountants.mechanisms import Direction, Mechanism
@@ -184,7 +184,7 @@ class Search:
         for _ in range(_ROUNDS):
             try:
                 lower, upper = self._bounds(step)
-            except convolution.TooLongError:
+            except TooLongError:
                 break  # what is certain so far has to do
             best = _both(best, lower, upper)
             if 0 < upper - lower < math.inf:
@@ -250,7 +250,7 @@ class Search:
         rounds = 0
         while rounds < _ROUNDS:
             epsilon = question.epsilon(best.upper)
-            if not 0 < epsilon < math.inf or step < least:
+            if not 0 < epsilon < _WIDEST or step < least:
                 break
 
             def compose(parts: Parts, step: float, sign: int, epsilon: float = epsilon) -> Terms:
@@ -260,7 +260,7 @@ class Search:
                 lower, upper = self._answers(step, [None] * len(self._groups), compose)
             except jumps.NotRareError:
                 break
-            except convolution.TooLongError:
+            except TooLongError:
                 rounds += 1
                 if (step := _LONGER * step) >= before:
                     break
