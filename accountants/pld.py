@@ -36,6 +36,7 @@ MIN_RTOL = 1e-6
 _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
 _IRRELEVANT = 0.01  # of an upper bound in one direction: below it nothing in the other one matters
+_TRIES = 12  # to find what two units cost
 _ANCHORS = 9  # tilts from which a profile is computed
 
 Counts = tuple[tuple[DpEvent, int], ...]
@@ -148,6 +149,8 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
     interval = _worst([EpsilonQuestion(delta - direction.spent) for direction in found], found, rtol)
     if not all(direction.attained for direction in found):
         interval = Interval(0.0, interval.upper)
+        if relation is NeighbouringRelation.REPLACE_ONE:
+            interval = _epsilon_of_two(interval, counts, delta, rtol)
     return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_epsilon(delta))
 
 
@@ -159,7 +162,42 @@ def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: flo
     interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
     if not all(direction.attained for direction in found):
         interval = Interval(0.0, interval.upper)
+        if relation is NeighbouringRelation.REPLACE_ONE:
+            interval = _delta_of_two(interval, counts, epsilon, rtol)
     return _with_renyi(interval, counts, relation, lambda rdp: rdp.get_delta(epsilon))
+
+
+def _epsilon_of_two(interval: Interval, counts: Counts, delta: float, rtol: float) -> Interval:
+    """`interval` under replace_one, or what follows from removing a unit and adding another, if that is lower.
+
+    (ε, δ) once is (2ε, (1 + e^ε)δ) twice (Vadhan 2017, Lemma 2.2).
+    """
+
+    def once(delta: float) -> float:
+        return _epsilon_interval(counts, NeighbouringRelation.ADD_OR_REMOVE_ONE, delta, rtol).upper
+
+    try:
+        epsilon = once(delta / 2)
+        for _ in range(_TRIES):
+            epsilon *= 1 + rtol
+            if 2 * epsilon >= interval.upper:
+                break
+            found = once(delta / (1 + math.exp(epsilon)))
+            if found <= epsilon:
+                return Interval(interval.lower, 2 * epsilon)
+            epsilon = found
+    except UnsupportedEventError:
+        pass  # no bound for a unit that is absent
+    return interval
+
+
+def _delta_of_two(interval: Interval, counts: Counts, epsilon: float, rtol: float) -> Interval:
+    """As `_epsilon_of_two`."""
+    try:
+        once = _delta_interval(counts, NeighbouringRelation.ADD_OR_REMOVE_ONE, epsilon / 2, rtol).upper
+    except UnsupportedEventError:
+        return interval
+    return Interval(interval.lower, min(interval.upper, once * (1 + math.exp(min(epsilon / 2, 700.0)))))
 
 
 def _with_renyi(
@@ -201,6 +239,15 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
         least = least if direction.attained else 0 * least
         lower = np.maximum(lower, np.minimum(direction.spent + least, 1.0))
         upper = np.maximum(upper, np.minimum(direction.spent + most, 1.0))
+    if relation is NeighbouringRelation.REPLACE_ONE and not all(
+        direction.attained for direction in directions(counts, relation)
+    ):
+        try:
+            once = _profile(counts, NeighbouringRelation.ADD_OR_REMOVE_ONE, tuple((wanted / 2).tolist()), rtol)[1]
+            with np.errstate(over="ignore"):
+                upper = np.minimum(upper, once * (1 + np.exp(np.minimum(wanted / 2, 700.0))))  # see `_epsilon_of_two`
+        except UnsupportedEventError:
+            pass
     # δ never rises with ε, so the best bound at one ε serves others too.
     order = np.argsort(epsilons)
     upper[order] = np.minimum.accumulate(upper[order]) * (1 + _ROUND_UP)

@@ -80,3 +80,26 @@ def test_lattices_out_of_reach_end_in_a_bound(q, sigma, count):
     accountant = acc.PldAccountant().compose(acc.dpsgd_event(sigma, q, count))
     for found in (accountant.delta_interval(1.0), accountant.epsilon_interval(1e-5)):
         assert 0 <= found.lower <= found.upper < math.inf
+
+
+@pytest.mark.parametrize(
+    ("sigma", "q", "count", "delta"), [(0.8, 0.01, 500, 1e-6), (1.1, 0.01, 1000, 1e-5), (4.0, 0.01, 10_000, 1e-5)]
+)
+def test_replacing_costs_at_most_removing_and_adding(sigma, q, count, delta):
+    event = acc.dpsgd_event(sigma, q, count)
+    once = acc.PldAccountant().compose(event)
+    replaced = acc.PldAccountant(neighbouring_relation="replace_one").compose(event)
+    found = replaced.get_epsilon(delta)
+    assert found >= once.epsilon_interval(delta).lower
+    # Whatever one step costs, two cost at most: the sum of epsilons, and both deltas, the second grown by the first step.
+    steps = np.linspace(0.2, 0.6, 41) * found
+    bounds = [(2 * e, once.get_delta(e) * (1 + math.exp(e))) for e in steps]
+    assert found <= min(e for e, d in bounds if d <= delta) * 1.005
+    assert replaced.get_delta(found) <= delta * 1.01
+    assert replaced.profile([found])[1][0] <= delta * 1.01
+
+
+def test_where_a_replaced_unit_costs_what_the_mechanism_does():
+    """Twice a pure guarantee, whichever way it is bounded."""
+    found = acc.epsilon(acc.PoissonSampledDpEvent(1.0, acc.LaplaceDpEvent(2.0)), 1e-9, neighbouring_relation="replace_one")
+    assert found.epsilon == pytest.approx(1.0, rel=1e-3)
