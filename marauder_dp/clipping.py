@@ -102,12 +102,12 @@ class ClippedGradFn:
             trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
             return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
         fn = dataclasses.replace(self, loss_fn=for_device(self.loss_fn))
-        fn, size, at_a_time = _checked(fn, params, batch, mask)
+        fn, size, at_a_time, entangled = _checked(fn, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
         if at_a_time < size:
-            return _in_groups(fn, at_a_time, params, batch, mask)
-        return _METHODS[fn.method](fn, params, batch, mask)
+            return _in_groups(fn, at_a_time, params, batch, mask, entangled)
+        return _group(fn, params, batch, mask, entangled)
 
     def sensitivity(self, neighbouring_relation: str | NeighbouringRelation) -> float:
         """The largest L2 distance between the `sum`s of two neighbouring batches; infinite without clipping."""
@@ -189,7 +189,7 @@ def explain(
     if trainable is not None:
         params, loss_fn = _restricted(loss_fn, params, trainable)
     fn = clipped_grad(for_device(loss_fn), clip_norm=1.0, micro_batch=micro_batch)
-    fn, _, at_a_time = _checked(fn, params, batch, None)
+    fn, _, at_a_time, _ = _checked(fn, params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
     explanation = explained(fn.loss_fn, params, group, [name or "the parameter" for name in _names(params)])
     forms = (loss_fn, fn.loss_fn)
@@ -204,7 +204,20 @@ def _restricted(loss_fn: LossFn, params: PyTree, trainable: Filter) -> tuple[PyT
     return trained, lambda trained, example: loss_fn(join(trained, frozen), example)
 
 
-def _in_groups(fn: ClippedGradFn, at_a_time: int, params: PyTree, batch: PyTree, mask: jax.Array) -> ClippedGrad:
+def _group(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array, entangled: bool) -> ClippedGrad:
+    """One group of examples; one by one where one of them may have spoilt others."""
+    found = _METHODS[fn.method](fn, params, batch, mask)
+    if not entangled or fn.method == "none" or len(mask) == 1:
+        return found
+    # A convolution with kernels of each example's own is one of all of them, in which XLA may multiply one example's entries by
+    # another's zeros: 0 · NaN is NaN. Then one example, which may not even count, would take all others out of the sum.
+    clean = jnp.all(jnp.isfinite(found.norms))
+    return jax.lax.cond(clean, lambda: found, lambda: _in_groups(fn, 1, params, batch, mask, False))
+
+
+def _in_groups(
+    fn: ClippedGradFn, at_a_time: int, params: PyTree, batch: PyTree, mask: jax.Array, entangled: bool
+) -> ClippedGrad:
     """So many examples at a time; the last group is filled up with examples that don't count."""
     size = len(mask)
     count = math.ceil(size / at_a_time)
@@ -213,7 +226,7 @@ def _in_groups(fn: ClippedGradFn, at_a_time: int, params: PyTree, batch: PyTree,
     groups = jax.tree.map(lambda x: grouped(jnp.asarray(x), jnp.asarray(x)[:missing]), batch)
 
     def add(total: PyTree, group: tuple[PyTree, jax.Array]) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
-        part = _METHODS[fn.method](fn, params, *group)
+        part = _group(fn, params, *group, entangled)
         return jax.tree.map(jnp.add, total, part.sum), (part.norms, part.losses)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), wide_type(p)), params)
@@ -334,11 +347,12 @@ def _names(params: PyTree) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> tuple[ClippedGradFn, int, int]:
+def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array | None) -> tuple[ClippedGradFn, int, int, bool]:
     """Refuses what can't be clipped rightly, at trace time.
 
     Returns:
-      The same with its loss traced once and for all, the batch size, and how many examples to take at a time.
+      The same with its loss traced once and for all, the batch size, how many examples to take at a time, and whether their
+      gradients are computed in operations that may mix them.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -376,8 +390,11 @@ def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array |
         )
     evaluate = jaxpr_as_fun(jaxpr)
     fn = dataclasses.replace(fn, loss_fn=lambda params, example: evaluate(*jax.tree.leaves((params, example)))[0])
+    # A custom_vjp's backward pass is not in the jaxpr, and may hold convolutions.
+    custom = any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(jaxpr.jaxpr))
+    entangled = custom or has_convolutions(jaxpr.jaxpr)
     if fn.micro_batch is not None:
-        return fn, size, min(fn.micro_batch, size)
+        return fn, size, min(fn.micro_batch, size), entangled
     if jax.device_count() > 1:  # the batch may be spread over devices, which groups would mix
-        return fn, size, size
-    return fn, size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params))
+        return fn, size, size, entangled
+    return fn, size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params)), entangled

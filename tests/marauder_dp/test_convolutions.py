@@ -165,3 +165,29 @@ def test_a_batch_is_clipped_a_few_at_a_time_and_takes_less_memory_than_plain_tra
     assert explain(loss, params, x).batch_size < 32
     plain = memory(jax.grad(lambda params, x: jnp.sum(jax.vmap(loss, (None, 0))(params, x))))
     assert memory(clipped_grad(loss, clip_norm=1.0)) < plain
+
+
+@pytest.mark.parametrize("hidden_in", ["custom_jvp", "cond"])
+@pytest.mark.parametrize("method", ["cuts", "vmap"])
+@pytest.mark.parametrize("counted", [False, True])
+def test_an_example_that_overflows_takes_no_other_with_it(hidden_in, method, counted):
+    """A native convolution with a kernel for each example is one operation of all of them."""
+
+    def convolved(x, w):
+        return jnp.tanh(jax.lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0])
+
+    block = jax.custom_jvp(convolved)
+    block.defjvp(lambda primals, tangents: jax.jvp(convolved, primals, tangents))
+
+    def loss(w, x):
+        if hidden_in == "custom_jvp":
+            return jnp.sum(block(x**2, w))
+        return jnp.sum(jax.lax.cond(x[0, 0, 0] > 1e9, lambda x, w: convolved(x, w), convolved, x**2, w))
+
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 3, 2, 2), (4, 4, 4, 2)))
+    mask = jnp.array([counted, True, True, True])
+    f = jax.jit(clipped_grad(loss, clip_norm=1.0, method=method))
+    spoilt, without = f(w, x.at[0].set(1e20), mask), f(w, x, jnp.arange(4) > 0)
+    np.testing.assert_allclose(spoilt.norms[1:], without.norms[1:], rtol=1e-5)
+    np.testing.assert_allclose(spoilt.sum, without.sum, rtol=1e-5, atol=1e-6)
