@@ -37,6 +37,8 @@ _ROUND_UP = 1e-11  # relative, on every bound that is returned
 _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
 _IRRELEVANT = 0.01  # of an upper bound in one direction: below it nothing in the other one matters
 _TRIES = 12  # to find what two units cost
+_MOST = 600.0  # ε of one of them, so that δ over its exponential is a number
+_LEAST = 1e-300  # δ below which a bound may have underflowed
 _ANCHORS = 9  # tilts from which a profile is computed
 
 Counts = tuple[tuple[DpEvent, int], ...]
@@ -180,7 +182,7 @@ def _epsilon_of_two(interval: Interval, counts: Counts, delta: float, rtol: floa
         epsilon = once(delta / 2)
         for _ in range(_TRIES):
             epsilon *= 1 + rtol
-            if 2 * epsilon >= interval.upper:
+            if 2 * epsilon >= interval.upper or epsilon > _MOST:
                 break
             found = once(delta / (1 + math.exp(epsilon)))
             if found <= epsilon:
@@ -193,11 +195,13 @@ def _epsilon_of_two(interval: Interval, counts: Counts, delta: float, rtol: floa
 
 def _delta_of_two(interval: Interval, counts: Counts, epsilon: float, rtol: float) -> Interval:
     """As `_epsilon_of_two`."""
+    if epsilon / 2 > _MOST:
+        return interval
     try:
         once = _delta_interval(counts, NeighbouringRelation.ADD_OR_REMOVE_ONE, epsilon / 2, rtol).upper
     except UnsupportedEventError:
         return interval
-    return Interval(interval.lower, min(interval.upper, once * (1 + math.exp(min(epsilon / 2, 700.0)))))
+    return Interval(interval.lower, min(interval.upper, max(once, _LEAST) * (1 + math.exp(epsilon / 2))))
 
 
 def _with_renyi(
@@ -244,8 +248,8 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
     ):
         try:
             once = _profile(counts, NeighbouringRelation.ADD_OR_REMOVE_ONE, tuple((wanted / 2).tolist()), rtol)[1]
-            with np.errstate(over="ignore"):
-                upper = np.minimum(upper, once * (1 + np.exp(np.minimum(wanted / 2, 700.0))))  # see `_epsilon_of_two`
+            twice = np.maximum(once, _LEAST) * (1 + np.exp(np.minimum(wanted / 2, _MOST)))  # see `_epsilon_of_two`
+            upper = np.where(wanted / 2 <= _MOST, np.minimum(upper, twice), upper)
         except UnsupportedEventError:
             pass
     # δ never rises with ε, so the best bound at one ε serves others too.
