@@ -27,7 +27,9 @@ def apart(eqn: Any, ins: list[Any], operand: int) -> tuple[Any, Any, list[Any]] 
     product = lambda a, w: bind(eqn, [w, a] if operand == 0 else [a, w])[0]  # noqa: E731
     taken_apart: Callable[..., Array]
     if made.axis is None:
-        if eqn.outvars[0].aval.dtype != eqn.invars[operand].aval.dtype:
+        dtype = eqn.outvars[0].aval.dtype
+        # In 16 bits the product with w may overflow where that with its multiple does not.
+        if dtype != eqn.invars[operand].aval.dtype or jnp.finfo(dtype).bits < 32:
             return None
         taken_apart = lambda a, *vs: bind(made.by, [product(a, v) if i == made.factor else v for i, v in enumerate(vs)])[0]  # noqa: E731
     elif name == "dot_general":
