@@ -152,19 +152,29 @@ SINGLES += ["fixed_size_gaussian", "fixed_size_laplace"]
 
 @pytest.mark.parametrize("kind", SINGLES)
 def test_single_mechanisms(kind):
-    """The larger of both directions' curves, from the tails of the pair to 60 digits."""
+    """The larger of both directions' curves, from the tails of the pair to 60 digits.
+
+    A sample under replace_one is bounded by its pair and by removing a unit and adding another: the lower of two curves.
+    """
     rng = np.random.default_rng(8)
     with mp.workdps(60):
         for _ in range(DRAWS):
             event, relation = single(kind, rng)
             accountant = acc.PldAccountant(neighbouring_relation=relation).compose(event)
-            both = [d.mechanisms[0].pair for d in directions(tuple(leaves(event).items()), accountant.neighbouring_relation)]
 
-            tails = [exact.exact_tails(pair) for pair in both]
+            def curve_under(relation, event=event):
+                found = directions(tuple(leaves(event).items()), acc.NeighbouringRelation(relation))
+                tails = [exact.exact_tails(d.mechanisms[0].pair) for d in found]
+                return lambda epsilon: max(p - mp.exp(epsilon) * q for p, q in (tail(epsilon) for tail in tails))
 
-            def curve(epsilon, tails=tails):
+            of_pair = curve_under(relation)
+            twice = relation == "replace_one" and isinstance(event, acc.PoissonSampledDpEvent)
+            once = curve_under("add_or_remove_one") if twice else None
+
+            def curve(epsilon, of_pair=of_pair, once=once):
                 epsilon = mp.mpf(epsilon)
-                return max(p - mp.exp(epsilon) * q for p, q in (tail(epsilon) for tail in tails))
+                bound = of_pair(epsilon)
+                return bound if once is None else min(bound, (1 + mp.exp(epsilon / 2)) * once(epsilon / 2))
 
             delta = 10 ** -rng.uniform(1, 30)
             upper = accountant.get_epsilon(delta)
