@@ -111,9 +111,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
             shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
             total += float(times.sum())
     values, spread = irfft(spectrum.values(), length), spectrum.spread()
-    error = 2.0 * float(spread.sum()) / length
-    # Powers and the inverse transform are two errors in one bound of each frequency, so √2 times its norm.
-    noise = 2.0 * math.sqrt(float((spread**2).sum()) / length)
+    error, noise = errors(spread, length)
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
     return Composition(
@@ -135,6 +133,14 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
 def relative_rounding(length: int) -> float:
     """Bound of the error of a transform of non-negative numbers that sum to 1."""
     return _DEPTH * UNIT * math.log2(length)
+
+
+def errors(spread: Array, length: int) -> tuple[float, float]:
+    """Bounds of what errors of a spectrum, of at most `spread` at each frequency, do to any one point, and in the 2-norm.
+
+    Powers and the inverse transform are two errors in one bound of each frequency, so √2 times its norm.
+    """
+    return 2.0 * float(spread.sum()) / length, 2.0 * math.sqrt(float((spread**2).sum()) / length)
 
 
 class Spectrum:

@@ -177,12 +177,13 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
         # Where some |B| is faint, what may be there at most is left out: ∏ (|B| + |H|)^T twice, with |B| taken for larger.
         faint = 2 * np.exp(np.minimum(ceiling, _LARGE))
         spread = np.where(clear, spread, faint) / mass + 1e-290
+    error, noise = convolution.errors(spread, length)
     return Composition(
         first=origin + first * step,
         step=step,
         mass=np.roll(values, (shift - first) % length),
-        error=2.0 * float(spread.sum()) / length,
-        noise=2.0 * math.sqrt(float((spread**2).sum()) / length),
+        error=error,
+        noise=noise,
         tilt=tilt,
         log_scale=_log_mass(rows, tilt) + scale + tilt * origin,
         outside=outside,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
+from accountants.batches import batches, grouped, rough_cumulants
 from accountants.domains import non_negative, open_unit, whole
 from accountants.errors import InvalidEventError, UnsupportedEventError
 from accountants.events import (
@@ -25,7 +26,7 @@ from accountants.events import (
 from accountants.interval import Interval
 from accountants.mechanisms import Direction, directions, leaves
 from accountants.rdp import RdpAccountant
-from accountants.search import DeltaQuestion, EpsilonQuestion, Question, Search, batches, grouped, rough_cumulants
+from accountants.search import DeltaQuestion, EpsilonQuestion, Question, Search
 from accountants.single import curve
 
 Array = NDArray[np.float64]
