@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from accountants.pairs import ROUND, Cells
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 MAX_ATOMS = 2_000_000
 """Most losses that one mechanism may have."""
@@ -57,9 +58,14 @@ class AtomicPair:
         return Cells(p[None], q[None], excess[None], error[None])
 
     def quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
-        return np.array([[self.first]]), np.array([[float(self.losses[-1])]])
+        return self._quantiles(self.mass, low, high)
 
-    base_quantiles = quantiles
+    def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
+        return self._quantiles(self.q, low, high)
+
+    def _quantiles(self, mass: Array, low: Array, high: Array) -> tuple[Array, Array]:
+        first, last = kept(mass, low, high)
+        return self.losses[first], self.losses[last]
 
     def spacing(self) -> Array:
         return np.array([[self.gap]])
@@ -76,6 +82,14 @@ class AtomicPair:
     def stacked(self, others: Sequence[Self]) -> Self:
         assert not others
         return self
+
+
+def kept(mass: Array, low: Array, high: Array) -> tuple[Index, Index]:
+    """The first and the last of atoms (n,) when as many go from either end as weigh at most `low` and `high` (any shape)."""
+    last = len(mass) - 1
+    below, above = np.cumsum(mass), np.cumsum(mass[::-1])
+    first = np.minimum(np.searchsorted(below, low, side="right"), last)
+    return first, np.maximum(last - np.searchsorted(above, high, side="right"), 0)
 
 
 def _symmetric(first: float, gap: float, mass: Array) -> AtomicPair:

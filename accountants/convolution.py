@@ -19,7 +19,7 @@ The sources of error, and what is done with them:
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,9 @@ from accountants.grid import TooLongError
 from accountants.lattice import Lattice, regrid
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 Complex = NDArray[np.complex128]
+Block = tuple[Array, Index, Array, Array]
 
 UNIT = 2.0**-53
 _DEPTH = 8  # roundings on each level of the transform's summation tree, generously
@@ -101,15 +103,12 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     length = next_fast_len(max(math.ceil((high - base) / step) - first + 2, 16), real=True)
     count = length // 2 + 1
     spectrum = Spectrum(count, relative_rounding(length))
-    shift, total, largest = 0, 0.0, 0.0
-    for lattice, counts in parts:
-        largest += float(counts @ (lattice.origin + step * lattice.index[-1]))
-        for rows in _blocks(lattice.mass.shape[0], length):
-            weights, centres, atoms = _tilted(lattice, rows, tilt, length)
-            times = counts[rows]
-            spectrum.multiply(rfft(weights, axis=1), atoms, weights.sum(axis=1), times)
-            shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
-            total += float(times.sum())
+    shift, total = 0, 0.0
+    largest = sum(float(counts @ (lattice.origin + step * lattice.index[-1])) for lattice, counts in parts)
+    for weights, centres, atoms, times in _blocks(parts, tilt, length):
+        spectrum.multiply(rfft(weights, axis=1), atoms, weights.sum(axis=1), times)
+        shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
+        total += float(times.sum())
     values, spread = irfft(spectrum.values(), length), spectrum.spread()
     error, noise = errors(spread, length)
     mass = np.roll(values, (shift - first) % length)
@@ -205,9 +204,8 @@ class Spectrum:
             return np.asarray(np.exp(np.minimum(self._magnitude, 1.0)) * np.exp(1j * self._phase), np.complex128)
 
     def bounds(self) -> tuple[Array, Array, Array]:
-        """Magnitudes; logarithms of by how much larger they may truly be; how many u the logarithm of each is off. (count,)."""
-        with np.errstate(under="ignore"):
-            return np.exp(np.minimum(self._magnitude, 1.0)), self._growth, self._turned
+        """Logarithms of magnitudes and of by how much larger they may truly be; how many u each logarithm is off. (count,)."""
+        return np.minimum(self._magnitude, 1.0), self._growth, self._turned
 
     def spread(self) -> Array:
         """Bound of the error of each value, |computed − true| ≤ Π(|F| + γ)^T − Π|F|^T and what powers round, (count,).
@@ -359,7 +357,7 @@ def _tails(c: Composition, centre: float) -> _Tails:
     return _Tails(np.append(a * (1 + 2 * c.sign * n * UNIT), 0.0), np.append(b, 0.0))
 
 
-def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Array, NDArray[np.int64], Array]:
+def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Array, Index, Array]:
     """Normalised tilted weights without an atom of more than half of them, wrapped.
 
     Returns:
@@ -381,7 +379,26 @@ def _tilted(lattice: Lattice, rows: slice, tilt: float, length: int) -> tuple[Ar
     return out, centres, atoms
 
 
-def _blocks(count: int, length: int) -> list[slice]:
-    """Rows that are transformed together: some 32 MB of them, and not so many that a product of them rounds much."""
+def _blocks(parts: Sequence[tuple[Lattice, Array]], tilt: float, length: int) -> Iterator[Block]:
+    """What `_tilted` returns, and counts, of as many measures as are transformed together.
+
+    That is some 32 MB of them, and not so many that a product of them rounds much.
+    """
     size = min(max(1, 2**21 // length), 1024)
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+    pending: list[Block] = []
+    for lattice, counts in parts:
+        for start in range(0, len(counts), size):
+            rows = slice(start, start + size)
+            pending.append((*_tilted(lattice, rows, tilt, length), counts[rows]))
+            if sum(len(block[0]) for block in pending) >= size:
+                yield _joined(pending)
+                pending = []
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    weights, centres, atoms, counts = zip(*blocks, strict=True)
+    return np.concatenate(weights), np.concatenate(centres), np.concatenate(atoms), np.concatenate(counts)

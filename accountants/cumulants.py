@@ -39,7 +39,7 @@ class Cumulants:
         """`parts`: batches of masses (k, n), their losses (k, n) and how often each measure is composed (k,)."""
         with np.errstate(divide="ignore"):
             self._parts = [(np.log(mass), losses, counts) for mass, losses, counts in parts]
-        self.widest = max(float(np.ptp(losses, axis=1).max()) for _, losses, _ in parts) + 1e-300
+        self.widest = max(float(np.ptp(losses, axis=1).max()) for _, losses, _ in parts)
         self._constant = 0.0
 
     @classmethod
@@ -178,7 +178,7 @@ def window(search: Cumulants, tilt: float, part: float = 1.0, exact: Cumulants |
     log_eta = math.log(OUTSIDE)
     centre, _, variance = search.derivatives(tilt)
     certain = exact.value(tilt)
-    tries = CHERNOFF / math.sqrt(part * variance + (1e-3 * search.widest) ** 2)  # a deviation of 0 is no scale
+    tries = CHERNOFF / (math.sqrt(part * variance) + 1e-3 * search.widest + 1e-150)  # a deviation of 0 is no scale
 
     def best(side: int) -> float:
         z = lowest(lambda t: (part * (search.value(tilt + side * t) - centre) - log_eta) / t, tries, NORMAL)

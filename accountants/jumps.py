@@ -168,12 +168,11 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
         shift += int(row.index[peak]) * int(row.times)
     mass = math.expm1(expected)
     values = irfft(np.where(clear, spectrum.values() * _expm1(jumps) / mass, 0.0), length)
+    log_size, grown, turned = spectrum.bounds()
     with np.errstate(under="ignore"):
-        size, grown, turned = spectrum.bounds()
-        most, more = np.minimum(most, _LARGE), np.minimum(more, _LARGE)
-        spread = size * (np.expm1(grown) * np.expm1(most + more) + np.exp(most) * np.expm1(more))
-        rounding = gamma + 4 * convolution.UNIT * (turned + 16 * np.exp(most) / np.maximum(nearest, 1e-16) + 8)
-        spread = spread * (1 + 1e-12) + size * np.expm1(most) * rounding
+        spread = _times_growth(log_size, grown, most + more) + _times_growth(log_size + most, more)
+        spread = spread * (1 + 1e-9) + _times_growth(log_size, most) * (gamma + 4 * convolution.UNIT * (turned + 8))
+        spread += _times_growth(log_size + most, most) * (64 * convolution.UNIT / np.maximum(nearest, 1e-16))
         # Where some |B| is faint, what may be there at most is left out: ∏ (|B| + |H|)^T twice, with |B| taken for larger.
         faint = 2 * np.exp(np.minimum(ceiling, _LARGE))
         spread = np.where(clear, spread, faint) / mass + 1e-290
@@ -192,6 +191,13 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
         relative=math.expm1(min(total * convolution.WEIGHT_ERROR + 1e-12, 1.0)),
         sign=sign,
     )
+
+
+def _times_growth(log_size: Array, *growths: Array) -> Array:
+    """e^log_size · ∏ (e^growth − 1), of which one may be large where the other is small; growths are ≥ 0. At most e^50."""
+    with np.errstate(divide="ignore"):
+        logs = log_size + sum(growth + np.log(-np.expm1(-growth)) for growth in growths)
+    return np.asarray(np.exp(np.minimum(logs, _LARGE)), np.float64)
 
 
 def _log_mass(rows: Sequence[_Row], tilt: float) -> float:

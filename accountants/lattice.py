@@ -26,6 +26,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from accountants.atomic_pairs import kept
 from accountants.grid import WIDEST, Fineness, Grid, TooLongError, lay
 from accountants.pairs import Cells, Pair
 from accountants.polygons import lower_masses, upper_masses
@@ -84,7 +85,7 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
     """
     atoms = pair.atoms()
     if atoms is not None:
-        return _atoms_on_lattice(atoms[0], atoms[1], step)
+        return _atoms_on_lattice(atoms[0], atoms[1], step, low_tail, high_tail)
     grid = lay(pair, step, low_tail, high_tail, fineness)
     points = grid.origin + step * grid.index
     width = step * np.diff(grid.index)
@@ -111,7 +112,7 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
     )
 
 
-def _atoms_on_lattice(losses: Array, mass: Array, step: float) -> Sandwich:
+def _atoms_on_lattice(losses: Array, mass: Array, step: float, low_tail: Array, high_tail: Array) -> Sandwich:
     """Atoms as they are, if they lie on a lattice of that step; moved to one from both sides if they do not."""
     position = (losses - losses[0]) / step
     nearest = np.round(position)
@@ -119,10 +120,15 @@ def _atoms_on_lattice(losses: Array, mass: Array, step: float) -> Sandwich:
         index = np.round(position).astype(np.int64)
         lattice = Lattice(losses[:1].copy(), step, index, mass[None], np.zeros(1))
         return Sandwich(lattice, lattice)
+    first, last = (int(end[0, 0]) for end in kept(mass, low_tail, high_tail))
+    below, above, losses, mass = mass[:first].sum(), mass[last + 1 :].sum(), losses[first : last + 1], mass[first : last + 1]
     both = []
     for sign in (-1, 1):
+        if sign > 0:
+            mass = np.concatenate([mass[:1] + below, mass[1:]])
         origin, moved = regrid(losses, mass, step, sign=sign)
-        both.append(Lattice(np.array([origin]), step, np.arange(len(moved)), moved[None], np.zeros(1)))
+        infinite = np.full(1, above if sign > 0 else 0.0)
+        both.append(Lattice(np.array([origin]), step, np.arange(len(moved)), moved[None], infinite))
     return Sandwich(*both)
 
 
@@ -161,6 +167,15 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     nothing, unknown = np.zeros(1), np.array([-1])
     grid = Grid(nothing[:, None], step, np.arange(count + 1), unknown, nothing, unknown, nothing)
     return origin, lower_masses(first, second, inner, nothing, nothing, grid)[0]
+
+
+def moved(lattice: Lattice, step: float, *, sign: int) -> Lattice:
+    """A batch of one on a lattice of another step, from above (`sign` 1) or from below (−1)."""
+    used = np.flatnonzero(lattice.mass[0])
+    if not len(used):
+        return dataclasses.replace(lattice, step=step)
+    origin, mass = regrid(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign)
+    return dataclasses.replace(lattice, origin=np.array([origin]), step=step, index=np.arange(len(mass)), mass=mass[None])
 
 
 def binned(index: Index, mass: Array, count: int = 0) -> Array:

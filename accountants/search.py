@@ -23,7 +23,7 @@ from accountants.cumulants import Cumulants, Tilt, window
 from accountants.errors import AccountingError
 from accountants.grid import Fineness, TooLongError
 from accountants.interval import Interval
-from accountants.lattice import Lattice, sandwich
+from accountants.lattice import Lattice, moved, sandwich
 from accountants.pairs import Pair
 from accountants.single import curve, solve
 
@@ -155,8 +155,11 @@ class Search:
         step = _SAFETY * min(
             math.sqrt(question.squared_step(width, self.guess, tilt) / self._total), self._unit_step * math.sqrt(width)
         )
-        if all(pair.atoms() is not None and pair.spacing() is not None for pair, _ in self._groups):
-            step = max(step, self._range)  # atoms are exact on any lattice
+        gaps = [pair.spacing() for pair, _ in self._groups if pair.atoms() is not None]
+        if len(gaps) == len(self._groups) and all(gap is not None for gap in gaps):
+            # Each is exact on a lattice of its own, and moved to the common one once.
+            widest = max(float(gap[0, 0]) for gap in gaps if gap is not None)
+            step = widest if len(gaps) == 1 else step * math.sqrt(self._total / len(gaps))
         else:
             coarsest = min(max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512), _WIDEST)
             step = min(step, coarsest) or coarsest  # 0 where the answer seems to be 0
@@ -321,6 +324,9 @@ class Search:
         return result
 
     def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
+        (lattice, counts), *others = parts
+        if not others and counts.tolist() == [1.0]:
+            return moved(lattice, step, sign=sign)
         return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
 
 
