@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants.errors import InvalidEventError
+from accountants.roots import falling_zero
 
 Array = NDArray[np.float64]
 
@@ -30,11 +31,13 @@ CONVERSIONS = ("tight", "classic")
 _GAP_RATIO = 4.0
 _GAPS = np.concatenate([[0.0], _GAP_RATIO ** -np.arange(24.0)])  # 1 − t₀ to begin with: 0, and 1 down to 1e-14
 _ROUNDS = 10
+_REFINED = 12  # orders that are: the best one after refining is among the best few before
 # Float rounding in ρ and in the formulas above is below 1e-11 relative and 1e-13 absolute. Adding this much
 # keeps every reported ε an upper bound.
 _ROUND_UP_RELATIVE = 1e-9
 _ROUND_UP_ABSOLUTE = 1e-12
 _ROUND_UP_DELTA = 1e-6
+_TOLERANCE = 1e-9  # of log δ
 
 _LOG_DELTA_MIN = math.log(1e-300)
 
@@ -62,11 +65,11 @@ def epsilon(orders: Array, rdp: Array, delta: float, conversion: str = "tight") 
 
 def each(orders: Array, rdp: Array, delta: float) -> Array:
     """ε that each order gives on its own, rounded up, by the tight conversion. (k,), (k,) → (k,)."""
-    return _tight(orders, rdp, delta) * (1 + _ROUND_UP_RELATIVE) + _ROUND_UP_ABSOLUTE
+    return _tight(orders, rdp, delta, len(orders)) * (1 + _ROUND_UP_RELATIVE) + _ROUND_UP_ABSOLUTE
 
 
 def delta(orders: Array, rdp: Array, epsilon_: float, conversion: str = "tight") -> float:
-    """The smallest δ at which ε does not exceed `epsilon_`, by bisection in log δ and rounded up; 1.0 if there is none.
+    """The smallest δ at which ε does not exceed `epsilon_`, by a search in log δ and rounded up; 1.0 if there is none.
 
     Never below 1e-300.
     """
@@ -75,13 +78,10 @@ def delta(orders: Array, rdp: Array, epsilon_: float, conversion: str = "tight")
         return 1.0
     if _best(orders, rdp, math.exp(low), conversion)[0] <= epsilon_:
         return math.exp(low)
-    while high - low > 1e-10 * max(1.0, abs(high)):
-        middle = 0.5 * (low + high)
-        if _best(orders, rdp, math.exp(middle), conversion)[0] <= epsilon_:
-            high = middle
-        else:
-            low = middle
-    return min(1.0, math.exp(high) * (1 + _ROUND_UP_DELTA))
+    found = falling_zero(
+        lambda log_delta: _best(orders, rdp, math.exp(log_delta), conversion)[0] - epsilon_, low, high, atol=_TOLERANCE
+    )
+    return min(1.0, math.exp(found) * (1 + _ROUND_UP_DELTA))
 
 
 def _best(orders: Array, rdp: Array, delta_: float, conversion: str) -> tuple[float, float]:
@@ -109,24 +109,25 @@ def _classic(orders: Array, rdp: Array, delta_: float) -> Array:
     return np.where(rdp == 0, 0.0, rdp - math.log(delta_) / (orders - 1))
 
 
-def _tight(orders: Array, rdp: Array, delta_: float) -> Array:
+def _tight(orders: Array, rdp: Array, delta_: float, refined: int = _REFINED) -> Array:
+    """ε of each order. Only the `refined` best of them are searched for the best t₀; the others are upper bounds as they are."""
     best = np.where(rdp == 0, 0.0, np.inf)
-    use = (rdp > 0) & np.isfinite(rdp)
-    if not use.any():
+    use = np.flatnonzero((rdp > 0) & np.isfinite(rdp))
+    if not len(use):
         return best
-    alpha, rho = orders[use], rdp[use]
-    coarse = np.stack([_tangent_bound(alpha, rho, delta_, np.full_like(alpha, gap)) for gap in _GAPS])
-    bound = coarse.min(axis=0)
+    coarse = _tangent_bound(orders[use], rdp[use], delta_, _GAPS[:, None])
+    best[use] = bound = coarse.min(axis=0)
+    few = np.argsort(bound)[:refined]
+    alpha, rho, bound = orders[use][few], rdp[use][few], bound[few]
     # Ternary search of the logarithm around the best of the grid; every point tried is a valid bound.
-    centre = np.log(_GAPS[np.maximum(coarse.argmin(axis=0), 1)])
+    centre = np.log(_GAPS[np.maximum(coarse[:, few].argmin(axis=0), 1)])
     low, high = centre - math.log(_GAP_RATIO), np.minimum(centre + math.log(_GAP_RATIO), 0.0)
     for _ in range(_ROUNDS):
         left, right = low + (high - low) / 3, high - (high - low) / 3
-        at_left = _tangent_bound(alpha, rho, delta_, np.exp(left))
-        at_right = _tangent_bound(alpha, rho, delta_, np.exp(right))
+        at_left, at_right = _tangent_bound(alpha, rho, delta_, np.exp(np.stack([left, right])))
         bound = np.minimum(bound, np.minimum(at_left, at_right))
         low, high = np.where(at_left < at_right, low, left), np.where(at_left < at_right, right, high)
-    best[use] = bound
+    best[use[few]] = bound
     return best
 
 

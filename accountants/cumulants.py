@@ -129,7 +129,7 @@ def _block_starts(size: int) -> NDArray[np.int64]:
 
 
 def _least(f: Callable[[float], float], weight: Callable[[float], float], deviation: Callable[[float], float]) -> Tilt:
-    """About the θ in [1e-3, 1e8] at which a function that is unimodal in log θ is least, and one to compute with.
+    """About the θ in [1e-7, 1e8] at which a function that is unimodal in log θ is least, and one to compute with.
 
     Any θ gives a valid bound. Where the loss has a heavy tail the best θ lies where the tilted mass jumps into that tail and is
     spread widely. A lower θ then asks for less work: `weight(θ)` times the difference in f is lost in log δ, that is in
@@ -141,7 +141,7 @@ def _least(f: Callable[[float], float], weight: Callable[[float], float], deviat
       deviation: standard deviation of the tilted loss at θ.
     """
     seen: dict[float, float] = {}
-    grid = np.linspace(math.log(1e-3), math.log(1e8), 16)
+    grid = np.linspace(math.log(1e-7), math.log(1e8), 21)
     for points in (7, 7, 5):
         seen |= {float(t): f(math.exp(t)) for t in grid}
         best = min(seen, key=lambda t: (math.isnan(seen[t]), seen[t]))

@@ -26,6 +26,7 @@ from accountants.pld import PldAccountant
 Array = NDArray[np.float64]
 
 _POINTS = 97  # of ε on which curves are supported
+_MANY_POINTS = 401  # where they cost little
 _FLOOR = 1e-12  # δ down to which they are
 
 
@@ -103,12 +104,12 @@ def bayes_risk(accountant: Accountant, prior: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class GdpBound:
-    """Gaussian differential privacy: no test does better than telling N(0, 1) from N(μ, 1), as far as δ goes down to `floor`.
+    """Gaussian differential privacy: but for δ = `floor`, no test does better than telling N(0, 1) from N(μ, 1).
 
     Attributes:
-      mu: μ, an upper bound: δ(ε) ≤ δ_μ(ε) wherever δ_μ(ε) ≥ floor.
+      mu: μ, an upper bound: δ(ε) ≤ δ_μ(ε) + floor at every ε ≥ 0.
       fit_error: by how much δ_μ(ε) exceeds δ(ε)'s bound at most: how much the single number gives away.
-      floor: a δ below which nothing is claimed. (A sampled mechanism's far tail is heavier than any useful μ.)
+      floor: see `mu`. (A sampled mechanism's far tail is heavier than any useful μ.)
     """
 
     mu: float
@@ -124,7 +125,7 @@ def gdp(accountant: Accountant, floor: float = 1e-10, curve: Profile | None = No
 
     Args:
       accountant: any.
-      floor: δ down to which it is meant, in (0, 1).
+      floor: what δ may exceed that of μ by, in (0, 1).
       curve: a profile of the same accountant that reaches down to `floor`, to save computing one; the coarser, the larger μ.
     """
     floor = open_unit(floor, "floor")
@@ -132,7 +133,8 @@ def gdp(accountant: Accountant, floor: float = 1e-10, curve: Profile | None = No
     if math.isinf(top):
         return GdpBound(math.inf, 1.0, floor)
     if curve is None:
-        curve = profile(accountant, (top * np.linspace(0, 1, _POINTS)).tolist())
+        points = _POINTS if _numerical(accountant) is None else _MANY_POINTS
+        curve = profile(accountant, (top * np.linspace(0, 1, points)).tolist())
     if curve.upper[0] <= 0:
         return GdpBound(0.0, 0.0, floor)
     low, high = 0.0, 1.0
@@ -143,7 +145,7 @@ def gdp(accountant: Accountant, floor: float = 1e-10, curve: Profile | None = No
     while high - low > 1e-4 * high:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if _dominates(middle, curve, floor) else (middle, high)
-    return GdpBound(high, float(np.max(gaussian_delta(high, curve.epsilons) - curve.upper)), floor)
+    return GdpBound(high, max(float(np.max(gaussian_delta(high, curve.epsilons) - curve.upper)), 0.0), floor)
 
 
 def gaussian_delta(mu: float, epsilons: Any) -> Array:
@@ -156,11 +158,10 @@ def gaussian_delta(mu: float, epsilons: Any) -> Array:
 
 
 def _dominates(mu: float, curve: Profile, floor: float) -> bool:
-    """Whether δ_μ is above the profile's chords, by tangents of δ_μ in γ = e^ε at both ends of each."""
+    """Whether δ_μ + floor is above the profile's chords, by tangents of δ_μ in γ = e^ε at both ends of each."""
     e = curve.epsilons
     value = gaussian_delta(mu, e)
-    reached = (value >= curve.upper) | (curve.upper <= floor)
-    if not reached.all():
+    if not (value + floor >= curve.upper).all():
         return False
     if len(e) < 2:
         return True
@@ -174,7 +175,7 @@ def _dominates(mu: float, curve: Profile, floor: float) -> bool:
         meet = np.clip(np.where(known, meet, 0.0), 0.0, width)
         least = np.where(known, value[:-1] + first * meet, value[1:])
         chord = curve.upper[:-1] + np.where(known, (curve.upper[1:] - curve.upper[:-1]) * (meet / width), 0.0)
-    return bool(((least >= chord * (1 - 1e-3)) | (chord <= floor)).all())
+    return bool((least + floor >= chord).all())
 
 
 def _numerical(accountant: Accountant) -> PldAccountant | None:

@@ -42,12 +42,13 @@ def test_bayes_risk_is_symmetric_in_the_prior():
 
 
 def test_gdp_dominates_the_profile_and_knows_the_gaussian():
-    bound = acc.gdp(acc.PldAccountant().compose(acc.GaussianDpEvent(2.0)))
-    assert 0.5 <= bound.mu <= 0.5 * 1.002
+    for mu in (0.01, 0.5, 5, 20, 1000):
+        bound = acc.gdp(acc.PldAccountant().compose(acc.GaussianDpEvent(1 / mu)))
+        assert mu * (1 - 1e-9) <= bound.mu <= mu * 1.002
     sampled = acc.gdp(RUN)
     for epsilon in np.linspace(0, 3, 37):
         delta = RUN.delta_interval(float(epsilon)).lower
-        assert delta <= max(float(gaussian_delta(sampled.mu, epsilon)), sampled.floor) * (1 + 1e-9)
+        assert delta <= (float(gaussian_delta(sampled.mu, epsilon)) + sampled.floor) * (1 + 1e-9)
     assert 0 < sampled.fit_error < 0.1
     assert acc.gdp(acc.PldAccountant()).mu == 0
     assert acc.gdp(acc.PldAccountant().compose(acc.NonPrivateDpEvent())).mu == math.inf

@@ -34,7 +34,7 @@ def test_three_releases_by_brute_force(sigma, rate):
 
 
 @pytest.mark.parametrize(
-    ("sigma", "rate", "count", "width"), [(0.5, 0.001, 10**6, 0.02), (1.0, 0.01, 1000, 2e-3), (10.0, 0.1, 10**4, 2e-3)]
+    ("sigma", "rate", "count", "width"), [(0.5, 0.001, 10**6, 0.05), (1.0, 0.01, 1000, 2e-3), (10.0, 0.1, 10**4, 2e-3)]
 )
 def test_many_releases_have_a_narrow_interval(sigma, rate, count, width):
     event = acc.PoissonSampledDpEvent(rate, acc.DiscreteGaussianDpEvent(sigma))
