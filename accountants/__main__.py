@@ -15,6 +15,7 @@ from typing import Any
 from accountants import budget_command, calibration, report, signing
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
 from accountants.breakdown import finite_or_text
+from accountants.domains import positive, whole
 from accountants.errors import AccountingError, BudgetExceededError, InvalidEventError, LedgerError
 from accountants.events import NeighbouringRelation, dpsgd_event
 from accountants.heads import hashes_of, is_budget, verify_budget
@@ -25,6 +26,7 @@ from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
 from accountants.runs import Run, read_run
 from accountants.statement import statement
+from accountants.version import __version__
 
 USAGE_ERROR = 2
 BUDGET_EXCEEDED = 3
@@ -36,15 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except LedgerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INTEGRITY_FAILURE if error.line is not None else USAGE_ERROR
-    except BudgetExceededError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BUDGET_EXCEEDED
     except AccountingError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        if args.json:
+            print(json.dumps({"error": str(error)}))
+        if isinstance(error, BudgetExceededError):
+            return BUDGET_EXCEEDED
+        return INTEGRITY_FAILURE if isinstance(error, LedgerError) and error.line is not None else USAGE_ERROR
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -76,18 +76,24 @@ def _epsilon(args: argparse.Namespace) -> int:
     }
     exact = f", exact ≥ {report.lower(interval.lower, 6)}" if 0 < interval.lower < math.inf else ""
     how = f"under {args.neighbouring_relation} ({accountant.name} accountant{exact})"
-    return _show(args, result, f"ε ≤ {report.upper(interval.upper, 6)} at δ = {args.delta:g} {how}")
+    text = f"ε ≤ {report.upper(interval.upper, 6)} at δ = {args.delta:g} {how}"
+    if 0 < interval.lower < math.inf and interval.relative_width > 2 * args.rtol:
+        text += f"\nwider than --rtol {args.rtol:g} asks for: finer lattices would not fit into memory"
+    return _show(args, result, text)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     """Whichever of σ, q and T is not given is found."""
     given = {name: getattr(args, name) for name in ("noise_multiplier", "sampling_probability", "steps")}
     missing = [name for name, value in given.items() if value is None]
-    if not missing:
-        missing = ["noise_multiplier"]
-    if len(missing) > 1:
-        raise InvalidEventError(f"give all but one of --noise_multiplier, --sampling_probability, --steps; missing: {missing}")
+    if len(missing) != 1:
+        what = f"missing: {', '.join(missing)}" if missing else "all are given, so there is nothing to find"
+        raise InvalidEventError(f"give all but one of --noise_multiplier, --sampling_probability, --steps; {what}")
     (name,) = missing
+    if args.steps is not None:
+        whole(args.steps, "--steps", at_least=1)
+    if args.sampling_probability is not None:
+        positive(args.sampling_probability, "--sampling_probability")
     how = {"neighbouring_relation": args.neighbouring_relation, "rtol": args.rtol}
     target = _target(args)
     if name == "steps":
@@ -132,6 +138,8 @@ def _target(args: argparse.Namespace) -> dict[str, float]:
 
 def _profile(args: argparse.Namespace) -> int:
     accountant = _composed(args)
+    if whole(args.points, "--points") < 2:
+        raise InvalidEventError(f"--points must be at least 2; got {args.points}")
     curve = profile(accountant, args.epsilon or None, points=args.points)
     mu = gdp(accountant)
     result = {
@@ -149,7 +157,7 @@ def _profile(args: argparse.Namespace) -> int:
             f"{'ε':>12}  {'δ at most':>14}",
             *rows,
             f"advantage (TPR − FPR) of any attack: at most {report.upper(result['advantage'])}",
-            f"μ-GDP: μ ≤ {report.upper(mu.mu)} for δ down to {mu.floor:g} (up to {report.upper(mu.fit_error, 2)} too much δ)",
+            f"μ-GDP: μ ≤ {report.upper(mu.mu)} but for δ = {mu.floor:g} (up to {report.upper(mu.fit_error, 2)} too much δ)",
         ]
     )
     return _show(args, result, text)
@@ -273,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m accountants", description="Account for differential privacy: what was released, what it cost."
     )
+    parser.add_argument("--version", action="version", version=f"accountants {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -88,7 +88,8 @@ class AutoAccountant:
                 for past, times in [*self._history.items(), (event, count)]:
                     other.compose(past, times)
             except UnsupportedEventError as error:
-                raise UnsupportedEventError(f"{why}; and {error}") from None
+                both = str(why) if str(why) == str(error) else f"{why}; and {error}"
+                raise UnsupportedEventError(both) from None
             self.chosen = other
         self._history[event] = self._history.get(event, 0) + count
         return self

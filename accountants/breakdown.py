@@ -14,7 +14,7 @@ import numpy as np
 
 from accountants.accountant import Accountant, make_accountant
 from accountants.chain import Charge
-from accountants.errors import UnsupportedEventError
+from accountants.errors import InvalidEventError, UnsupportedEventError
 from accountants.events import DpEvent, NeighbouringRelation, as_relation
 from accountants.pld import pair_divergence
 from accountants.rdp import RdpAccountant
@@ -171,7 +171,9 @@ def divergences(
 
 def aggregated(charges: Iterable[Charge]) -> list[Charge]:
     """One charge for each distinct (path, event), in order of first appearance; the spend is the same."""
-    charges = list(charges)
+    charges = list(charges) if isinstance(charges, Iterable) else [charges]
+    if not all(isinstance(charge, Charge) for charge in charges):
+        raise InvalidEventError("charges must be a list of Charge, as a ledger has them")
     # A ledger that was read holds few objects many times, and hashing an event is slow.
     times = collections.Counter(map(id, charges))
     counts: dict[tuple[str, DpEvent], int] = {}

@@ -8,15 +8,14 @@ seal BUDGET                  no more charges, ever
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from accountants import shared_budget
+from accountants import shared_budget, strict_json
 from accountants.breakdown import finite_or_text
 from accountants.budget_state import BudgetState
 from accountants.errors import InvalidEventError
-from accountants.event_json import from_dict
+from accountants.event_json import from_dict, from_stored
 from accountants.events import DpEvent, GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 from accountants.policy import ALL, read_policy
 from accountants.report import upper
@@ -119,11 +118,10 @@ def _event(args: argparse.Namespace) -> DpEvent:
         raise InvalidEventError("say what is released with one of --gaussian, --laplace and --event")
     if args.event is not None:
         try:
-            return from_dict(json.loads(args.event))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, InvalidEventError):
-                raise
-            raise InvalidEventError(f"--event is not JSON: {args.event!r:.80}") from None
+            data = strict_json.loads(args.event)
+        except ValueError as error:
+            raise InvalidEventError(f"--event is not JSON ({error}): {args.event!r:.80}") from None
+        return from_stored(data) if isinstance(data, dict) and "schema" in data else from_dict(data)
     event: DpEvent = GaussianDpEvent(args.gaussian) if args.gaussian is not None else LaplaceDpEvent(args.laplace)
     return event if args.sampling_probability is None else PoissonSampledDpEvent(args.sampling_probability, event)
 
@@ -176,4 +174,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reserve.add_argument("--gaussian", type=float, metavar="S", help="Gaussian noise: standard deviation over sensitivity")
     reserve.add_argument("--laplace", type=float, metavar="B", help="Laplace noise: scale over sensitivity")
     reserve.add_argument("--sampling_probability", type=float, metavar="Q", help="of a Poisson sample")
-    reserve.add_argument("--event", metavar="JSON", help="any event, as JSON")
+    reserve.add_argument("--event", metavar="JSON", help="any event, as to_json or to_dict write it")

@@ -55,20 +55,27 @@ def calibrate(
       InvalidEventError: an argument lies outside its domain, or not exactly one target is given.
     """
     measure, target, name = _target(epsilon, delta, advantage, tpr, fpr)
-    cheap, dear = bounds if rising else bounds[::-1]
-    cheap, dear = positive(cheap, "bounds"), positive(dear, "bounds")
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise InvalidEventError(f"bounds must be (low, high); got {bounds!r:.80}")
+    low, high = positive(bounds[0], "bounds"), positive(bounds[1], "bounds")
+    if low > high:
+        raise InvalidEventError(f"bounds must be (low, high), low first; got {bounds!r:.80}")
+    cheap, dear = (low, high) if rising else (high, low)
 
     def cost(parameter: float) -> float:
         return measure(make_accountant().compose(make_event(parameter)))
 
     least = cost(cheap)
     if least > target:
+        if cost(dear) <= target:
+            way = "falls" if rising else "rises"
+            raise InvalidEventError(f"the cost {way} as the parameter grows: calibrate with rising={not rising}")
         raise CalibrationError(
             f"{name} = {target:g} can't be reached: even {cheap:g} gives {least:.4g}. Raise the target, or lower the sampling "
             "probability or the number of steps."
         )
     # From 1, so that the usual answer, between 0.1 and 30, needs no evaluation of extreme parameters.
-    start = math.log(min(max(1.0, min(bounds)), max(bounds)))
+    start = math.log(min(max(1.0, low), high))
     found = _search(lambda x: cost(math.exp(x)), target, math.log(cheap), math.log(dear), start)
     return dear if found is None else math.exp(found)
 

@@ -110,7 +110,7 @@ def _classic(orders: Array, rdp: Array, delta_: float) -> Array:
 
 
 def _tight(orders: Array, rdp: Array, delta_: float, refined: int = _REFINED) -> Array:
-    """ε of each order. Only the `refined` best of them are searched for the best t₀; the others are upper bounds as they are."""
+    """ε of each order. Only the `refined` best ones are searched for the best t₀; the others are upper bounds all the same."""
     best = np.where(rdp == 0, 0.0, np.inf)
     use = np.flatnonzero((rdp > 0) & np.isfinite(rdp))
     if not len(use):

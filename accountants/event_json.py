@@ -6,15 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from accountants import strict_json
 from accountants.errors import InvalidEventError
-from accountants.events import EVENT_TYPES, MAX_DEPTH, DpEvent
+from accountants.events import EVENT_TYPES, MAX_DEPTH, DpEvent, as_event
 
 SCHEMA = 1
 """Version of what `to_json` writes."""
 
 
-def to_json(event: DpEvent) -> str:
-    """One line of JSON with a schema version; `from_json` reads it back to an equal event."""
+def to_json(event: Any) -> str:
+    """One line of JSON with a schema version; `from_json` reads it back to an equal event.
+
+    Raises:
+      InvalidEventError: not an event, ours or a `dp_accounting` one.
+    """
     return json.dumps({"schema": SCHEMA, "event": to_dict(event)}, sort_keys=True, allow_nan=False)
 
 
@@ -25,20 +30,30 @@ def from_json(text: str | bytes) -> DpEvent:
       InvalidEventError: not JSON, of another schema, or not an event; names the field and what is allowed.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidEventError(f"not JSON: {text!r:.80}") from None
+        data = strict_json.loads(text)
+    except ValueError as error:
+        raise InvalidEventError(f"not JSON ({error}): {text!r:.80}") from None
+    return from_stored(data)
+
+
+def from_stored(data: Any) -> DpEvent:
+    """The same of what was parsed.
+
+    Raises:
+      InvalidEventError: of another schema, or not an event.
+    """
     if not isinstance(data, Mapping) or set(data) != {"schema", "event"}:
         raise InvalidEventError("a stored event must be a JSON object with the fields ['event', 'schema']")
-    if data["schema"] != SCHEMA:
+    if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
         raise InvalidEventError(
             f"schema {data['schema']!r:.40} is not the one this version reads ({SCHEMA}); upgrade accountants"
         )
     return from_dict(data["event"])
 
 
-def to_dict(event: DpEvent) -> dict[str, Any]:
-    """A JSON-ready description of `event`; `from_dict` reads it back to an equal event."""
+def to_dict(event: Any) -> dict[str, Any]:
+    """A JSON-ready description of `event`; `from_dict` reads it back to an equal event. Errors as `to_json`."""
+    event = as_event(event)
     result: dict[str, Any] = {"type": type(event).__name__}
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)

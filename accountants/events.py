@@ -14,13 +14,13 @@ import dataclasses
 import enum
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from accountants import domains
 from accountants.errors import InvalidEventError
 
 MAX_DEPTH = 64
-"""Deepest nesting accepted from outside, so that a hostile file can't exhaust the stack."""
+"""Deepest nesting of events, so that nothing that goes through them can exhaust the stack."""
 
 
 class NeighbouringRelation(enum.StrEnum):
@@ -49,7 +49,13 @@ def as_relation(value: "str | NeighbouringRelation") -> NeighbouringRelation:
 
 @dataclasses.dataclass(frozen=True)
 class DpEvent:
-    """Base class of all events."""
+    """Base class of all events.
+
+    Attributes:
+      nesting: how many levels of events are inside, 64 at most.
+    """
+
+    nesting: ClassVar[int] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,7 @@ class PoissonSampledDpEvent(DpEvent):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampling_probability", domains.probability(self.sampling_probability, "sampling_probability"))
-        object.__setattr__(self, "event", as_event(self.event))
+        _hold(self, "event")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +122,7 @@ class ComposedDpEvent(DpEvent):
     events: tuple[DpEvent, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "events", _events(self.events, "ComposedDpEvent"))
+        _hold(self, "events")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +133,7 @@ class SelfComposedDpEvent(DpEvent):
     count: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "event", as_event(self.event))
+        _hold(self, "event")
         object.__setattr__(self, "count", domains.whole(self.count, "count"))
 
 
@@ -334,7 +340,7 @@ class SampledWithoutReplacementDpEvent(DpEvent):
         n = domains.whole(self.source_dataset_size, "source_dataset_size", at_least=1)
         object.__setattr__(self, "source_dataset_size", n)
         object.__setattr__(self, "sample_size", domains.whole(self.sample_size, "sample_size", at_most=n))
-        object.__setattr__(self, "event", as_event(self.event))
+        _hold(self, "event")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +385,7 @@ class FixedOrderDpEvent(DpEvent):
     epochs: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "event", as_event(self.event))
+        _hold(self, "event")
         object.__setattr__(self, "epochs", domains.whole(self.epochs, "epochs"))
 
 
@@ -426,7 +432,7 @@ class RepeatAndSelectDpEvent(DpEvent):
     shape: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "event", as_event(self.event))
+        _hold(self, "event")
         object.__setattr__(self, "mean", domains.positive(self.mean, "mean"))
         shape = math.inf if self.shape in (math.inf, "inf") else self.shape
         if shape != math.inf:
@@ -448,7 +454,7 @@ class ParallelDpEvent(DpEvent):
     events: tuple[DpEvent, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "events", _events(self.events, "ParallelDpEvent"))
+        _hold(self, "events")
 
 
 EVENT_TYPES: dict[str, type[DpEvent]] = {
@@ -483,7 +489,18 @@ EVENT_TYPES: dict[str, type[DpEvent]] = {
 def dpsgd_event(noise_multiplier: float, sampling_probability: float, steps: int) -> DpEvent:
     """The whole of a DP-SGD run: `steps` Poisson-sampled Gaussian releases (Abadi et al. 2016, Algorithm 1)."""
     step = PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier))
-    return SelfComposedDpEvent(step, steps)
+    return SelfComposedDpEvent(step, domains.whole(steps, "steps"))
+
+
+def _hold(event: DpEvent, field: str) -> None:
+    """Takes in what a field holds, an event or several, and how deep it is nested."""
+    value = getattr(event, field)
+    held = _events(value, type(event).__name__) if field == "events" else (as_event(value),)
+    nesting = 1 + max((inner.nesting for inner in held), default=0)
+    if nesting > MAX_DEPTH:
+        raise InvalidEventError(f"event is nested more than {MAX_DEPTH} deep")
+    object.__setattr__(event, field, held if field == "events" else held[0])
+    object.__setattr__(event, "nesting", nesting)
 
 
 def _events(values: Any, name: str) -> tuple[DpEvent, ...]:

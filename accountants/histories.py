@@ -4,16 +4,16 @@
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from accountants import strict_json
 from accountants.chain import Charge, LedgerContents
 from accountants.domains import whole
 from accountants.errors import InvalidEventError, LedgerError
-from accountants.event_json import from_json, to_json
+from accountants.event_json import from_stored, to_json
 from accountants.events import (
     ComposedDpEvent,
     DpEvent,
@@ -33,8 +33,10 @@ def from_opacus_history(history: Iterable[Any]) -> DpEvent:
     sampler the history says something else than what happened, and so would the result.
 
     Raises:
-      InvalidEventError: not such a list.
+      InvalidEventError: not such a list, or an empty one: where nothing was released say so, with `NoOpDpEvent()`.
     """
+    if isinstance(history, str | bytes | Mapping) or not isinstance(history, Iterable):
+        raise InvalidEventError(f"an Opacus history is a list of (noise_multiplier, sample_rate, steps); got {history!r:.80}")
     events: list[DpEvent] = []
     for entry in history:
         try:
@@ -44,6 +46,8 @@ def from_opacus_history(history: Iterable[Any]) -> DpEvent:
                 f"an Opacus history holds (noise_multiplier, sample_rate, steps); got {entry!r:.80}"
             ) from None
         events.append(dpsgd_event(sigma, rate, whole(steps, "steps")))
+    if not events:
+        raise InvalidEventError("an Opacus history without a step: nothing was recorded, and no cost follows from that")
     return events[0] if len(events) == 1 and isinstance(events[0], SelfComposedDpEvent) else ComposedDpEvent(tuple(events))
 
 
@@ -83,15 +87,15 @@ def read_history(path: Path) -> LedgerContents:
     except OSError as error:
         raise LedgerError(f"can't read {path}: {error.strerror or error}") from error
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise LedgerError(f"{path} is not JSON") from None
+        data = strict_json.loads(raw)
+    except ValueError as error:
+        raise LedgerError(f"{path} is not JSON: {error}") from None
     if isinstance(data, Mapping) and isinstance(data.get("history"), list):
         data = data["history"]
     if isinstance(data, list):
         return contents_of(from_opacus_history(data))
     if isinstance(data, Mapping) and set(data) == {"schema", "event"}:
-        return contents_of(from_json(raw))
+        return contents_of(from_stored(data))
     raise LedgerError(
         f"{path} is neither an Opacus history, a list of [noise_multiplier, sample_rate, steps], nor an event that "
         "accountants.to_json wrote. `report` takes ledger.jsonl or a run's folder too; `verify` takes privacy.json"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from accountants import atomic_pairs, special
+from accountants.domains import MAX_COUNT
 from accountants.errors import UnsupportedEventError
 from accountants.events import (
     AboveThresholdDpEvent,
@@ -87,7 +88,11 @@ class _Pairs(NamedTuple):
 
 
 def leaves(event: DpEvent, count: int = 1) -> dict[DpEvent, int]:
-    """The mechanisms in a tree of compositions and how often each one ran; the order doesn't matter to what they cost."""
+    """The mechanisms in a tree of compositions and how often each one ran; the order doesn't matter to what they cost.
+
+    Raises:
+      UnsupportedEventError: one ran more than 10^15 times.
+    """
     result: dict[DpEvent, int] = {}
 
     def visit(node: DpEvent, times: int) -> None:
@@ -111,6 +116,8 @@ def leaves(event: DpEvent, count: int = 1) -> dict[DpEvent, int]:
                 result[node] = result.get(node, 0) + times
 
     visit(event, count)
+    if max(result.values(), default=0) > MAX_COUNT:
+        raise UnsupportedEventError("an event that runs more than 10^15 times in all is beyond the numerical accountant")
     return result
 
 
@@ -221,7 +228,7 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
         case TruncatedSubsampledGaussianDpEvent():
             return _truncated(event, relation)
     raise UnsupportedEventError(
-        f"the numerical accountant has no dominating pair for {type(event).__name__}; try the Rényi accountant"
+        f"the numerical accountant has no dominating pair for {type(event).__name__} (the Rényi accountant may have a bound)"
     )
 
 

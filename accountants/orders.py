@@ -30,7 +30,7 @@ def check_orders(orders: Sequence[float]) -> tuple[float, ...]:
     """
     try:
         result = tuple(float(order) for order in orders)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidEventError(f"orders must be a list of numbers > 1; got {orders!r:.80}") from None
     if not result or not all(1 < order <= MAX_ORDER for order in result):
         raise InvalidEventError(f"orders must be numbers in (1, {MAX_ORDER:,}], at least one; got {orders!r:.80}")

@@ -2,13 +2,13 @@
 
 import dataclasses
 import decimal
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accountants import strict_json
 from accountants.accountant import Accountant, make_accountant
 from accountants.breakdown import Breakdown, aggregated, break_down, finite_or_text
 from accountants.chain import Charge, LedgerContents, read_ledger
@@ -18,7 +18,7 @@ from accountants.event_json import from_dict, to_dict
 from accountants.events import as_relation
 from accountants.profile import Profile, gdp, profile
 
-SCHEMA = 3
+SCHEMA = 4
 """Of privacy.json."""
 
 _REDERIVED = 1e-6
@@ -124,7 +124,11 @@ def text_table(breakdown: Breakdown) -> str:
             *lines,
             "",
             f"Share: of the Rényi divergence at order {breakdown.order:g}, which adds up to {upper(breakdown.rdp_at_order)}; "
-            f"turning it into ε at this δ takes {breakdown.conversion_term:+.4g} more.",
+            + (
+                f"turning it into ε at this δ takes {breakdown.conversion_term:.4g} more."
+                if breakdown.conversion_term >= 0
+                else "ε at this δ is less than that."
+            ),
         ]
     )
 
@@ -273,10 +277,14 @@ def _answered(ledger: LedgerContents) -> list[bool]:
 def _as_document(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The object, if the whole file is one that is not a ledger's single line."""
     try:
-        document = json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
     except OSError as error:
         raise LedgerError(f"can't read {os.fspath(path)}: {error.strerror or error}") from error
-    except (ValueError, RecursionError):
+    try:
+        document = strict_json.loads(content)
+    except strict_json.AmbiguousError as error:
+        raise LedgerError(f"{os.fspath(path)} can be read in two ways: {error}") from error
+    except ValueError:
         return None
     return document if isinstance(document, dict) and "kind" not in document else None
 

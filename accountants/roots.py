@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 def falling_zero(f: Callable[[float], float], low: float, high: float, *, rtol: float = 0.0, atol: float = 0.0) -> float:
-    """By the Illinois method: an x with f(x) ≤ 0, above a place where f > 0 by at most rtol · |x| + atol; `high` if f > 0 there."""
+    """By the Illinois method: an x with f(x) ≤ 0, at most rtol · |x| + atol above one with f > 0; `high` if f > 0 there."""
     at_low, at_high = f(low), f(high)
     if at_high > 0:
         return high

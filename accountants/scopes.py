@@ -172,6 +172,7 @@ def admit(
         order = chosen.order
     except UnsupportedEventError:
         if held:
+            _exact(tuple(more.items()), ceiling.delta, relation)  # refuses what no accountant has a bound for
             after = "above it (it can be bounded only alone)"
     if not held and exact:
         alone = _exact(tuple(more.items()), ceiling.delta, relation)

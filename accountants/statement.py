@@ -162,7 +162,7 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
     mu = document["gdp"]["mu"]
     if mu != "inf":
         lines.append(
-            f"Gaussian DP: μ ≤ {upper(mu)} for δ down to {document['gdp']['floor']:g}; the whole profile: "
+            f"Gaussian DP: μ ≤ {upper(mu)} but for δ = {document['gdp']['floor']:g}; the whole profile: "
             + ", ".join(f"δ({point['epsilon']:.3g}) ≤ {upper(point['delta'], 2)}" for point in document["profile"][::3])
             + "."
         )

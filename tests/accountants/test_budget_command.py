@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import accountants as acc
 from accountants.__main__ import main
 from accountants.shared_budget import SharedBudget
 from tests.accountants.test_shared_budget import COHORTS, PLAIN
@@ -69,6 +70,17 @@ def test_from_init_to_seal(folder, capsys):
         (("reserve", "{}", *MEAN, "--laplace=1", "--gaussian=1"), 2, "--gaussian, --laplace"),
         (("reserve", "{}", *MEAN, "--event=x"), 2, "not JSON"),
         (("reserve", "{}", *MEAN, "--event=[]"), 2, "JSON object"),
+        (("reserve", "{}", *MEAN, '--event={"schema": 2, "event": {"type": "NoOpDpEvent"}}'), 2, "schema 2"),
+        (
+            (
+                "reserve",
+                "{}",
+                *MEAN,
+                '--event={"type": "RandomizedResponseDpEvent", "noise_parameter": 1, "noise_parameter": 0.5}',
+            ),
+            2,
+            "twice",
+        ),
         (("reserve", "{}", *MEAN, "--laplace=9", "--count=0"), 2, "count"),
         (("reserve", "{}", *MEAN, "--laplace=9", "--cohort=x"), 2, "all, donors, others"),
         (("reserve", "{}", *MEAN, "--laplace=9", "--purpose=x"), 2, "purpose"),
@@ -116,3 +128,13 @@ def test_reading_needs_no_right_to_write(folder, capsys):
     with SharedBudget(folder / "budget.jsonl", read_only=True) as budget, pytest.raises(ValueError, match="reading only"):
         budget.seal()
     answer(capsys, "show", folder)
+
+
+def test_what_to_json_writes_is_taken_and_what_has_no_bound_is_said_to_have_none(folder, capsys):
+    answer(capsys, "init", folder / "policy.toml")
+    answer(capsys, "reserve", folder, *MEAN, f"--event={acc.to_json(acc.LaplaceDpEvent(20.0))}")
+    unsupported = acc.PoissonSampledDpEvent(0.1, acc.ZCDpEvent(0.001))
+    code, _, err = call(capsys, "reserve", folder, *MEAN, f"--event={acc.to_json(unsupported)}")
+    assert code == 2
+    assert "no bound" in err
+    assert "ceiling" not in err

@@ -177,18 +177,13 @@ def test_refusing_other_terms_recovers_nothing(tmp_path):
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path):
-    deep = acc.GaussianDpEvent(1.0)
-    for _ in range(70):
-        deep = acc.SelfComposedDpEvent(deep, 1)
-
     class Mine(acc.GaussianDpEvent):
         pass
 
     with acc.Ledger(tmp_path / "ledger.jsonl") as ledger:
         head = ledger.head
-        for event in (deep, Mine(1.0)):
-            with pytest.raises(acc.InvalidEventError):
-                ledger.charge("a", event)
+        with pytest.raises(acc.InvalidEventError):
+            ledger.charge("a", Mine(1.0))
         assert ledger.head == head
     for public in ({"a": (1, 2)}, {"a": float("nan")}, {1: 2}, {"a": object()}):
         with pytest.raises(acc.LedgerError, match="plain JSON"):
