@@ -26,6 +26,7 @@ precision where an accelerator's default for products is less.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -99,9 +100,12 @@ class ClippedGradFn:
             given for a parameter.
         """
         if self.trainable is not None:
-            trained, loss_fn = _restricted(self.loss_fn, params, self.trainable)
-            return dataclasses.replace(self, loss_fn=loss_fn, trainable=None)(trained, batch, mask)
+            trained, frozen = split(params, self.trainable)
+            loss = lambda trained, example: self.loss_fn(join(trained, frozen), example)  # noqa: E731
+            return dataclasses.replace(self, loss_fn=loss, trainable=None)(trained, batch, mask)
         fn = dataclasses.replace(self, loss_fn=for_device(self.loss_fn))
+        params = jax.tree.map(jnp.asarray, params)
+        mask = None if mask is None else jnp.asarray(mask)
         fn, size, at_a_time, entangled = _checked(fn, params, batch, mask)
         if mask is None:
             mask = jnp.ones(size, bool)
@@ -150,7 +154,7 @@ def clipped_grad(
         raise PlanError("clip_norm names no group of parameters; give a number, or a number for each")
     for path, norm in norms.items():
         where = f"clip_norm[{path!r}]" if isinstance(clip_norm, Mapping) else "clip_norm"
-        if not (isinstance(norm, int | float) and norm >= MIN_CLIP_NORM):
+        if isinstance(norm, bool) or not (isinstance(norm, numbers.Real) and norm >= MIN_CLIP_NORM):
             raise PlanError(f"{where} must be a number of at least {MIN_CLIP_NORM:g}; got {norm!r}")
         if math.isinf(norm) and rule != "clip":
             raise PlanError(f"{where} must be finite with the rule {rule}, which gives every gradient that length")
@@ -187,7 +191,15 @@ def explain(
       ModelError: as a `ClippedGradFn`.
     """
     if trainable is not None:
-        params, loss_fn = _restricted(loss_fn, params, trainable)
+        trained, frozen = split(params, trainable)
+        found: list[Explanation] = []
+
+        def restricted(frozen: PyTree) -> None:  # traced, so that shapes do
+            loss = lambda trained, example: loss_fn(join(trained, frozen), example)  # noqa: E731
+            found.append(explain(loss, trained, batch, micro_batch=micro_batch))
+
+        jax.eval_shape(restricted, frozen)
+        return found[0]
     fn = clipped_grad(for_device(loss_fn), clip_norm=1.0, micro_batch=micro_batch)
     fn, _, at_a_time, _ = _checked(fn, params, batch, None)
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((at_a_time, *jnp.shape(x)[1:]), jnp.result_type(x)), batch)
@@ -196,12 +208,6 @@ def explain(
     native, ours = (has_convolutions(jax.make_jaxpr(jax.vmap(form, (None, 0)))(params, group).jaxpr) for form in forms)
     note = "Convolutions are computed as products of patches, which a CPU does faster." if native and not ours else ""
     return dataclasses.replace(explanation, note=note)
-
-
-def _restricted(loss_fn: LossFn, params: PyTree, trainable: Filter) -> tuple[PyTree, LossFn]:
-    """The trained parameters, and the loss as a function of them."""
-    trained, frozen = split(params, trainable)
-    return trained, lambda trained, example: loss_fn(join(trained, frozen), example)
 
 
 def _group(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array, entangled: bool) -> ClippedGrad:
@@ -251,7 +257,7 @@ def _vmap(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array) -> 
         # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
         kept = jnp.where((factors != 0).reshape(-1, *[1] * (g.ndim - 1)), g, 0)
         # The default precision of accelerators (TF32, bfloat16) would round by more than the margin below C.
-        return jnp.tensordot(factors, kept, axes=1, precision=jax.lax.Precision.HIGHEST)
+        return jnp.tensordot(factors.astype(g.dtype), kept, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return ClippedGrad(
         sum=treedef.unflatten([weighted_sum(g, factors[part]) for part, g in zip(parts, leaves, strict=True)]),
@@ -300,7 +306,7 @@ _METHODS: dict[str, Callable[[ClippedGradFn, PyTree, PyTree, jax.Array], Clipped
 _RULES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
     "clip": lambda norms, target: target / jnp.maximum(norms, target),
     "auto_s": lambda norms, target: target / (norms + 0.01),
-    "auto_v": lambda norms, target: jnp.where(norms > 1e-30, target / jnp.maximum(norms, 1e-30), 0),
+    "auto_v": lambda norms, target: target / jnp.where(norms > 1e-30, norms, jnp.inf),
 }
 """What scales a gradient of a norm, so that no result is longer than the target."""
 
@@ -309,11 +315,14 @@ def _factors(fn: ClippedGradFn, norms: jax.Array, mask: jax.Array) -> jax.Array:
     """What each part of each example's gradient is scaled by, (parts, batch); 0 for examples that don't count."""
     use = mask & jnp.all(jnp.isfinite(norms), axis=0)
     rule = _RULES[fn.rule]
-    scaled = [
-        jnp.ones_like(norm) if math.isinf(clip_norm) else rule(norm, clip_norm * (1 - _ROUNDING_MARGIN))
-        for (_, clip_norm), norm in zip(fn.clip_norms, norms, strict=True)
-    ]
-    return jnp.where(use, jnp.stack(scaled), 0)
+    # The choice comes before the division: XLA fuses what comes after it into each of many sums, in a time that is quadratic.
+    norms = jnp.where(use, norms, jnp.inf)
+    return jnp.stack(
+        [
+            (norm < math.inf).astype(norm.dtype) if math.isinf(clip_norm) else rule(norm, clip_norm * (1 - _ROUNDING_MARGIN))
+            for (_, clip_norm), norm in zip(fn.clip_norms, norms, strict=True)
+        ]
+    )
 
 
 def _total(norms: jax.Array) -> jax.Array:
@@ -364,8 +373,8 @@ def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array |
     if len(sizes) != 1 or sizes == {()}:
         raise ModelError(f"every array of the batch needs the same leading batch dimension; got {sorted(sizes)}")
     (size,) = sizes.pop()
-    if mask is not None and jnp.shape(mask) != (size,):
-        raise ModelError(f"mask must have the shape ({size},) of the batch; got {jnp.shape(mask)}")
+    if mask is not None and (mask.shape, mask.dtype) != ((size,), jnp.bool_):
+        raise ModelError(f"mask must be boolean, of the shape ({size},) of the batch; got {mask.dtype}{mask.shape}")
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
     try:
         jaxpr, out = jax.make_jaxpr(fn.loss_fn, return_shape=True)(params, example)

@@ -156,7 +156,7 @@ class Gradients:
         for group in found.groups:
             parts = self._factored(group) if group.once else None
             if parts is not None:
-                self.parts |= parts
+                self.parts |= {i: part.condensed() for i, part in parts.items()}
             elif group.moved:
                 self._add_moved(group)
         rest = [group for group in found.groups if not group.moved]
@@ -251,9 +251,10 @@ class Gradients:
         for group in self.cut.groups:
             factored = self.parts_of(group)
             for leaf in group.leaves:
-                weights = factors[parts[leaf]]
+                weights = factors[parts[leaf]].astype(sums[leaf].dtype)  # beside parameters in float64 all are
                 if factored:
-                    sums[leaf] = sum((self._sum_of(i, weights) for i in factored), sums[leaf])
+                    terms = [self._sum_of(i, weights).astype(weights.dtype) for i in factored]
+                    sums[leaf] = sum(terms, sums[leaf])
                 else:
                     sums[leaf] = _weighted(weights, self._full[leaf])
         return self._treedef.unflatten(sums)

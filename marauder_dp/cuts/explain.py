@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts.engine import Gradients, Group
-from marauder_dp.cuts.factors import Outer
+from marauder_dp.cuts.factors import Factored, Outer, Rows
 from marauder_dp.cuts.tied import Part
 from marauder_dp.cuts.walker import UncuttableError
 
@@ -21,6 +21,7 @@ _WHY = {
     "direct": "many positions: each example's gradient is written out for its norm, then dropped",
     "kept": "many positions: each example's gradient is written out once and reused for the sum",
     "rows": "rows of a table: the norm comes from the positions that share a row",
+    "summed rows": "rows of a table, many: what each receives is added up for the norm",
 }
 
 
@@ -106,7 +107,7 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
         chosen = [found.routes[i] for i in parts if i in found.routes]
         ways: dict[str, str] = {}
         for i, part in parts.items():
-            how = found.routes[i].how if i in found.routes else "rows"
+            how = found.routes[i].how if i in found.routes else _lookup(part.form)
             ways.setdefault(how, _WHY[how] + _detail(part))
         why = "; ".join(ways.values()) + (f"; {len(parts)} parts without a common entry" if len(parts) > 1 else "")
         return Row(names, rule, ", ".join(ways), why, sum(r.kept for r in chosen), sum((r.flops for r in chosen), 0.0))
@@ -118,6 +119,10 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
     else:
         why = "as large as what it meets, or no shorter form is known"
     return Row(names, rule, "written out", why, 4 * entries, 4.0 * entries)
+
+
+def _lookup(form: Factored) -> str:
+    return "summed rows" if isinstance(form, Rows) and form.distinct else "rows"
 
 
 def _detail(part: Part) -> str:

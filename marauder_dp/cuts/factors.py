@@ -11,7 +11,8 @@ with n independent products (heads, groups, stacked layers) and T positions at w
 * *dot_general*: batch dimensions are n; free dimensions of a are T; contracted ones p; free dimensions of w d.
 * *conv_general_dilated*: w meets the patch of a at each output position. Output positions are T, groups n, a patch p, output
   channels d. Patches are gathered, not convolved for: vmapped, that would be a grouped convolution, ten times slower on CPU.
-* *gather*, *dynamic_slice* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩ (`Rows`).
+* *gather*, *dynamic_slice* of rows (embeddings): row id_t receives g_t, so ‖G‖² = Σ_{s,t} [id_s = id_t] ⟨g_s, g_t⟩, or that
+  of the sums of what each row receives (`Rows`).
 * anything else: G written out by transposing L.
 
 In scans, w is either the same at each step (steps are more positions) or its own slice (steps are more products).
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from marauder_dp.cuts.routes import Product
+from marauder_dp.cuts.routes import Product, Route, lookup
 from marauder_dp.cuts.sums import sum_of_squares
 from marauder_dp.cuts.walker import Site, Values
 
@@ -144,21 +145,58 @@ class Rows:
       g: (batch, T, d).
       arrange: (rows, d) → the shape of w.
       rows: of the table.
+      distinct: whether no row has two positions in one example.
     """
 
     ids: Array
     g: Array
     arrange: Callable[[Array], Array]
     rows: int
+    distinct: bool = False
+
+    @property
+    def route(self) -> Route:
+        """How `condensed` and `size` go about it."""
+        batch, positions, d = self.g.shape
+        return lookup(batch, positions, d, self.rows)
+
+    @property
+    def lengths(self) -> Array:
+        """Σ_t ‖g_t‖ over those inside, (batch,)."""
+        return jnp.sum(jnp.where(self._inside, jnp.sqrt(sum_of_squares(self.g, 2)[0]), 0), 1)
+
+    @property
+    def _inside(self) -> Array:
+        return (self.ids >= 0) & (self.ids < self.rows)
 
     def size(self) -> Size:
         """Of each G_i."""
-        inside = (self.ids >= 0) & (self.ids < self.rows)
-        same = (self.ids[:, :, None] == self.ids[:, None, :]) & inside[:, :, None]
+        if self.distinct:
+            return Size.written_out(jnp.where(self._inside[:, :, None], self.g, 0))
+        same = (self.ids[:, :, None] == self.ids[:, None, :]) & self._inside[:, :, None]
         gram = jnp.einsum("btd,bsd->bts", self.g, self.g, precision=HIGHEST)
-        lengths = jnp.sum(jnp.where(inside, jnp.sqrt(sum_of_squares(self.g, 2)[0]), 0), 1)
-        lost = biased(lengths, sum(self.g.shape[1:]))
-        return Size(jnp.maximum(jnp.sum(jnp.where(same, gram, 0), (1, 2)), 0), lengths**2, lost)
+        square = jnp.maximum(jnp.sum(jnp.where(same, gram, 0), (1, 2)), 0)
+        return Size(square, self.lengths**2, biased(self.lengths, sum(self.g.shape[1:])))
+
+    def condensed(self) -> "Rows":
+        """The same, but with what each row receives added up where that is less work than comparing all positions."""
+        if self.route.how == "rows":
+            return self
+        batch, positions, d = self.g.shape
+        length, every = min(positions, self.rows), jnp.arange(batch)[:, None]
+        if self.rows <= positions:
+            number, ids = self.ids, jnp.broadcast_to(jnp.arange(self.rows), (batch, self.rows))
+        else:
+            # The rows that receive something, numbered in their order.
+            order = jnp.argsort(self.ids, 1)
+            ascending = jnp.take_along_axis(self.ids, order, 1)
+            first = jnp.pad(ascending[:, 1:] != ascending[:, :-1], ((0, 0), (1, 0)))
+            numbered = jnp.cumsum(first, 1, dtype=jnp.int32)
+            number = jnp.zeros((batch, positions), jnp.int32).at[every, order].set(numbered)
+            ids = jnp.full((batch, length), self.rows, self.ids.dtype).at[every, number].set(self.ids)
+        number = jnp.where(self._inside, number, length)
+        g = jnp.zeros((batch, length, d), self.g.dtype).at[every, number].add(self.g, mode="drop")
+        return dataclasses.replace(self, ids=ids, g=g, distinct=True)
 
     def weighted_sum(self, factors: Array) -> Array:
         """Σ_i factors_i G_i in the shape of w."""
@@ -210,7 +248,9 @@ def _norm(sizes: Array) -> Array:
 
 def wide_type(x: Array) -> Any:
     """The type in which gradients of `x` are summed: its own, but float32 at least."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.result_type(x)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32  # 8 bits are promoted to nothing
+    return jnp.float32 if narrow else jnp.promote_types(dtype, jnp.float32)
 
 
 def _wide(x: Array) -> Array:

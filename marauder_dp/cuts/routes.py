@@ -14,10 +14,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-How = Literal["factors", "gram", "direct", "kept", "rows", "written out"]
+How = Literal["factors", "gram", "direct", "kept", "rows", "summed rows", "written out"]
 
 _FLOPS_PER_BYTE = 3.0  # what memory traffic costs beside arithmetic
 _NUMBER = 4
+_SORTED, _SCATTERED = 12_000.0, 28.0  # operations for each position to be sorted, and for each number to be added to a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,15 @@ def ways(work: Product) -> list[Route]:
     direct = Route("direct", plain + 2.0 * work.entries, written)
     kept = Route("kept", 4.0 * work.entries, written, max(written - _NUMBER * b * n * t * (p + d), 0))
     return sorted([gram, direct, kept], key=lambda route: route.cost)
+
+
+def lookup(batch: int, positions: int, d: int, rows: int) -> Route:
+    """The way for lookups of rows of d numbers: by all pairs of positions, or by adding up what each row receives."""
+    pairs, entries = batch * positions**2, batch * min(positions, rows) * d
+    by_pairs = Route("rows", 2.0 * pairs * d, 2 * _NUMBER * pairs)
+    number = _SORTED if rows > positions else 0.0  # a small table is one row after the other
+    by_row = Route("summed rows", batch * positions * (number + _SCATTERED * d) + 2.0 * entries, _NUMBER * entries)
+    return min(by_pairs, by_row, key=lambda route: route.cost)
 
 
 def choose(works: Sequence[Product], keep: int) -> list[Route]:

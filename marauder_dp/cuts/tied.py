@@ -37,6 +37,11 @@ class Part(NamedTuple):
     beside: Rows | None = None
     uses: int = 1
 
+    def condensed(self) -> "Part":
+        """With lookups `Rows.condensed`."""
+        form = self.form.condensed() if isinstance(self.form, Rows) else self.form
+        return self._replace(form=form, beside=self.beside and self.beside.condensed())
+
 
 class _Use(NamedTuple):
     form: Factored
@@ -94,8 +99,9 @@ def together(size: Size, product: Outer, rows: Rows) -> Size:
     cross = jnp.sum(jnp.where(inside, at * inner, 0), (1, 2))
     # What terms of the cross term, and of both squares, are made of: they may cancel.
     lengths_a, lengths_g = (jnp.sqrt(sum_of_squares(x, 3)[0]) for x in (product.a, product.g))
-    lengths = jnp.sum(lengths_a * lengths_g, (1, 2)) + jnp.sqrt(own.scale)
-    unsure = size.unsure * jnp.sqrt(size.square)  # of the product alone, as the cross term may be negative
+    lengths = jnp.sum(lengths_a * lengths_g, (1, 2)) + rows.lengths
+    # Each by itself, as the cross term may be negative.
+    unsure = size.unsure * jnp.sqrt(size.square) + own.unsure * jnp.sqrt(own.square)
     lost = size.lost + unsure + own.lost + biased(lengths, product.a.shape[2] + sum(rows.g.shape[1:]))
     return Size(jnp.maximum(size.square + own.square + 2 * cross, 0), lengths**2, lost)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from marauder_dp.cuts.apart import PRODUCTS, apart
@@ -88,6 +89,8 @@ class Walk:
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """Evaluates `jaxpr`; arguments and results are `Param`, `Data`, or constants as they are."""
+        # A custom_vjp would hand arrays of NumPy to its Python, where they can't be indexed by traced values.
+        consts = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in consts]
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
         def read(var: Any) -> Any:
