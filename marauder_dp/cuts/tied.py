@@ -21,7 +21,7 @@ from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Rows, Size, biase
 from marauder_dp.cuts.sums import sum_of_squares
 
 Array = jax.Array
-_DIGIT = 2**20  # whole numbers up to here are exact in float32
+_DIGIT = 24  # bits of whole numbers that are exact in float32
 
 
 class Part(NamedTuple):
@@ -57,13 +57,13 @@ def joined(forms: Mapping[int, Factored]) -> dict[int, Part] | None:
     if len(forms) == 1:
         return {i: Part(form) for i, form in forms.items()}
     uses = {i: _Use(form, _places(form)) for i, form in forms.items()}
-    owner = np.full(1 + max(use.places.max(initial=0) for use in uses.values()), -1)
+    owner = np.full(1 + max(use.places.max(initial=0) for use in uses.values()), -1, np.int32)
     sharing: dict[int, list[_Use]] = {}
     for i, use in uses.items():
-        owners = np.unique(owner[use.places])
-        if len(owners) > 1:
+        owners = owner[use.places]
+        if owners.size and owners.min() != owners.max():
             return None
-        first = i if owners.size == 0 or owners[0] < 0 else int(owners[0])
+        first = i if owners.size == 0 or owners.flat[0] < 0 else int(owners.flat[0])
         owner[use.places] = first
         sharing.setdefault(first, []).append(use)
     parts = {i: _one(same) for i, same in sharing.items()}
@@ -141,7 +141,14 @@ def _places(form: Factored) -> np.ndarray:
     product = jax.ShapeDtypeStruct(shape, jnp.float32)
     whole = jax.eval_shape(form.arrange, product)
     back = jax.linear_transpose(form.arrange, product)
+    count = np.int32 if whole.size < 2**31 else np.int64
+
+    def moved(digits: np.ndarray) -> np.ndarray:
+        return np.asarray(back(jnp.asarray(digits.reshape(whole.shape), whole.dtype))[0]).astype(count)
+
     with jax.ensure_compile_time_eval():
-        digits = divmod(np.arange(whole.size).reshape(whole.shape), _DIGIT)
-        high, low = (np.asarray(back(jnp.asarray(digit, whole.dtype))[0]) for digit in digits)
-    return high.astype(np.int64) * _DIGIT + low.astype(np.int64)
+        every = np.arange(whole.size, dtype=count)
+        places = moved(every & ((1 << _DIGIT) - 1))
+        if whole.size >> _DIGIT:
+            places |= moved(every >> _DIGIT) << _DIGIT
+    return places

@@ -230,13 +230,15 @@ def _stacked(site: Site, w: Array, axis: int | None, length: int, outer: dict[in
 
 
 def _smaller_product(eqn: Any, ins: list[Any]) -> bool:
-    """Whether a constant is multiplied by a parameter, and less comes out than went in: the first state of a recurrent cell.
+    """Whether a small constant is multiplied by a parameter, and less comes out than went in: a recurrent cell's first state.
 
     Then the constant is better taken for data than the product for a parameter.
     """
     used = [i for i, v in enumerate(ins) if isinstance(v, Param) and v.leaves]
-    linear = eqn.primitive.name in PRODUCTS and len(used) == 1 and used[0] in _LINEAR[eqn.primitive.name]
-    return linear and eqn.outvars[0].aval.size < eqn.invars[used[0]].aval.size
+    if eqn.primitive.name not in PRODUCTS or len(used) != 1 or used[0] not in _LINEAR[eqn.primitive.name]:
+        return False
+    w, constant = (eqn.invars[i].aval.size for i in (used[0], 1 - used[0]))
+    return eqn.outvars[0].aval.size < w and constant <= w
 
 
 def _has_custom_vjp(eqn: Any) -> bool:
