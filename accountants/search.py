@@ -30,6 +30,7 @@ from accountants.single import curve, solve
 Array = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-7  # part of δ that may go to losses counted as infinite
+_FIRST_TAIL = 1e-27  # probability beyond which losses are not seen in searches
 _ROUNDS = 6
 _PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
@@ -130,8 +131,13 @@ class Search:
         few = stand_ins(mechanisms)
         # Many families leave many, of which a pilot would be as dear.
         self._few = few if sum(map(len, few)) <= MANY < sum(map(len, mechanisms)) else None
-        self._rough, self._range, self._farthest = rough_cumulants(grouped(few), NEGLIGIBLE * 1e-20)
-        self.guess, tilt = question.aim(self._rough)
+        tail = _FIRST_TAIL
+        while True:
+            self._rough, self._range, self._farthest = rough_cumulants(grouped(few), tail)
+            self.guess, tilt = question.aim(self._rough)
+            if isinstance(question, EpsilonQuestion) or self.guess > tail or tail < 1e-250:
+                break
+            tail = tail**1.5  # what makes up so little may have been left out
         self._unit_step = self.last_unit_step = math.inf  # with which an interval would be 1 wide, as far as is known
         self._aim(tilt)
 
@@ -184,7 +190,10 @@ class Search:
             try:
                 lower, upper = self._bounds(step)
             except TooLongError:
-                break  # what is certain so far has to do
+                if math.isfinite(best.upper) or isinstance(question, EpsilonQuestion):
+                    break  # what is certain so far has to do
+                step *= _LONGER
+                continue
             best = _both(best, lower, upper)
             if 0 < upper - lower < math.inf:
                 self.last_unit_step = step / math.sqrt(upper - lower)
@@ -192,6 +201,9 @@ class Search:
             if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
                 break
             before = gap
+            if isinstance(question, DeltaQuestion) and best.upper < _FAR * self.guess:
+                self.guess, before = best.upper, math.inf  # less may be moved to infinite loss than of the guess
+                continue
             if isinstance(question, EpsilonQuestion) and best.upper < _FAR * self.guess:
                 # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
                 self.guess, before = best.upper, math.inf
@@ -242,6 +254,8 @@ class Search:
     def _apart(self, best: Interval) -> Interval:
         """A narrower interval where a rare and large loss makes up all of δ, if that is what made it wide; see `jumps`."""
         question = self._question
+        if isinstance(question, DeltaQuestion):
+            self.guess = min(self.guess, best.upper)
         tail = np.full((1, 1), self._tail())
         ends = [(*pair.quantiles(tail, tail), len(counts)) for pair, counts in self._groups]
         least = max(float(np.max(high - low)) * rows for low, high, rows in ends) / (jumps.MAX_POINTS // 2)
@@ -265,6 +279,9 @@ class Search:
                     break
                 continue
             best, before = _both(best, lower, upper), step
+            if isinstance(question, DeltaQuestion) and best.upper < _FAR * self.guess:
+                self.guess, rounds = best.upper, rounds + 1
+                continue
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
             if gap <= allowed:
                 break

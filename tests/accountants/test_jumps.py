@@ -110,3 +110,16 @@ def test_rare_sampling(q, sigma, count, delta, between):
     assert found.relative_width <= 5e-3
     assert between[0] <= found.upper
     assert found.lower <= between[1]
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "count", "epsilon"),
+    [(1e-6, 1.0, 1000, 0.1), (1e-7, 1.0, 1000, 0.1), (1e-6, 0.8, 10**5, 1.0), (1e-4, 1.0, 1000, 1.0), (1e-5, 0.8, 10**5, 1.0)],
+)
+def test_delta_far_out_is_that_of_one_jump(q, sigma, count, epsilon):
+    """Where one loss alone can be so large, δ is nearly `count` times that of a single release, which has a closed form."""
+    found = acc.PldAccountant().compose(acc.dpsgd_event(sigma, q, 1), count).delta_interval(epsilon)
+    one = acc.PldAccountant().compose(acc.dpsgd_event(sigma, q, 1)).delta_interval(epsilon)
+    assert found.relative_width < 2e-3
+    assert found.lower <= count * one.upper * (1 + 20 * math.sqrt(count) * q)
+    assert found.upper >= count * one.lower * (1 - 20 * math.sqrt(count) * q)
