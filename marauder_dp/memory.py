@@ -55,8 +55,8 @@ def examples_in_cache(loss: Any, params: Any) -> float:
 
 
 def in_equal_groups(size: int, most: float) -> int:
-    """A group's size when `size` examples are divided into groups of about `most`, all but the last of them equal."""
-    return math.ceil(size / max(1, round(size / max(1, most))))
+    """A group's size when `size` examples are divided into as few groups of at most `most` as do, all but the last equal."""
+    return math.ceil(size / max(1, math.ceil(size / max(1, most))))
 
 
 def _written(jaxpr: Any) -> int:

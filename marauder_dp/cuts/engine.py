@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
-from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Size, combined, factored, wide_type, written_out
+from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Size, combined, factored, scaled, wide_type, written_out
 from marauder_dp.cuts.tied import Part, joined, together
 from marauder_dp.cuts.values import Data, Param
 from marauder_dp.cuts.walker import Site, UncuttableError, Walk
@@ -267,9 +267,8 @@ class Gradients:
 
 
 def _weighted(factors: Array, each: Array) -> Array:
-    # 0 · NaN is NaN: rows that don't count are replaced, not scaled.
-    used = jnp.where((factors != 0).reshape(-1, *[1] * (each.ndim - 1)), each, 0)
-    return jnp.tensordot(factors, used, 1, precision=HIGHEST)
+    # Scaled before it is summed, as factored forms are: a bias shares the array with the kernel before it.
+    return jnp.tensordot(jnp.ones_like(factors), scaled(each, factors), 1, precision=HIGHEST)
 
 
 def _in_own_shape(form: Factored, back: Callable[[Array], Array], dtype: Any) -> Factored:

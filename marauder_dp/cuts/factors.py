@@ -126,8 +126,7 @@ class Outer:
 
     def weighted_sum(self, factors: Array) -> Array:
         """Σ_i factors_i G_i in the shape of w; examples with factor 0 count nothing, whatever they hold."""
-        use = (factors != 0)[:, None, None, None]
-        a, g = jnp.where(use, self.a, 0), jnp.where(use, self.g * factors[:, None, None, None], 0)
+        a, g = jnp.where((factors != 0)[:, None, None, None], self.a, 0), scaled(self.g, factors)
         if g.shape[3] < a.shape[3]:  # a CPU copies the transpose of what comes first
             return self.arrange(jnp.swapaxes(jnp.einsum("bntd,bntp->ndp", g, a, precision=HIGHEST), 1, 2))
         return self.arrange(jnp.einsum("bntp,bntd->npd", a, g, precision=HIGHEST))
@@ -197,7 +196,7 @@ class Rows:
 
     def weighted_sum(self, factors: Array) -> Array:
         """Σ_i factors_i G_i in the shape of w."""
-        g = jnp.where((factors != 0)[:, None, None], self.g * factors[:, None, None], 0)
+        g = scaled(self.g, factors)
         ids = jnp.where(self.ids >= 0, self.ids, self.rows)
         table = jnp.zeros((self.rows, self.g.shape[-1]), g.dtype)
         return self.arrange(table.at[ids].add(g, mode="drop"))
@@ -227,6 +226,12 @@ def written_out(site: Site, a: Values, g: Array) -> Array:
         return jax.linear_transpose(lambda w: site.apply(a, w), site.w)(g.astype(site.y.dtype))[0]
 
     return _wide(jax.vmap(one)(a, g))
+
+
+def scaled(each: Array, factors: Array) -> Array:
+    """factors_i each_i, (batch, ...). 0 · NaN is NaN: rows that don't count are replaced."""
+    rows = each.reshape(len(each), math.prod(each.shape[1:]))
+    return jnp.where((factors != 0)[:, None], rows * factors[:, None], 0).reshape(each.shape)
 
 
 def biased(lengths: Array, terms: int) -> Array:
