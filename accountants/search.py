@@ -36,7 +36,7 @@ _PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
-_MAX_CELLS = 2**20  # of one mechanism's lattice
+_MAX_CELLS, _MIN_CELLS = 2**23, 2**20  # of a lattice that is asked for, of one mechanism and of many
 _THIN = 0.002  # tilted mass beyond which only every second lattice point is used, and so on with quarters of it
 _LEVELS = 12
 _WIDEST = 300.0  # distance of lattice points, so that e to its power fits
@@ -150,7 +150,8 @@ class Search:
         self._span = high - low
         self._fineness = [_fineness(*part, self._tilt) for part in rough.tilted(self._tilt)]
         # A lattice may have to reach from loss 0 to losses that are all nearly one.
-        cells = max(self._range, self._farthest / 8) / _MAX_CELLS
+        most = max(_MAX_CELLS // max(len(counts) for _, counts in self._groups), _MIN_CELLS)
+        cells = max(self._range, self._farthest / 8) / most
         self._floor = max(self._span / convolution.MAX_POINTS, cells)
         self._measured: tuple[float, float] | None = None
 

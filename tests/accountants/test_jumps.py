@@ -17,7 +17,7 @@ STEP = 0.01
 def lattice(rng, rate, size=120, origin=-0.03):
     """Nearly all of it at a few points, and a heavy tail of probability `rate`."""
     mass = np.zeros(size)
-    mass[:6] = rng.dirichlet([0.2, 1, 20, 1, 0.5, 0.2])
+    mass[:6] = (1 - rate) * rng.dirichlet([0.2, 1, 20, 1, 0.5, 0.2])  # all of it is a probability, as bounds of δ are 1 at most
     tail = rng.random(size - 8) * np.exp(-np.linspace(0, rng.uniform(0, 12), size - 8))
     mass[8:] = rate * tail / tail.sum()
     return Lattice(np.array([origin]), STEP, np.arange(size), mass[None], np.zeros(1))
