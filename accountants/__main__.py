@@ -78,7 +78,7 @@ def _epsilon(args: argparse.Namespace) -> int:
     how = f"under {args.neighbouring_relation} ({accountant.name} accountant{exact})"
     text = f"ε ≤ {report.upper(interval.upper, 6)} at δ = {args.delta:g} {how}"
     if 0 < interval.lower < math.inf and interval.relative_width > 2 * args.rtol:
-        text += f"\nwider than --rtol {args.rtol:g} asks for: finer lattices would not fit into memory"
+        text += f"\nwider than --rtol {args.rtol:g} asks for, and as narrow as this accountant gets"
     return _show(args, result, text)
 
 

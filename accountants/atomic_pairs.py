@@ -85,11 +85,14 @@ class AtomicPair:
 
 
 def kept(mass: Array, low: Array, high: Array) -> tuple[Index, Index]:
-    """The first and the last of atoms (n,) when as many go from either end as weigh at most `low` and `high` (any shape)."""
+    """The first and the last of atoms (n,) when as many go from either end as weigh at most `low` and `high` (any shape).
+
+    One stays at least.
+    """
     last = len(mass) - 1
     below, above = np.cumsum(mass), np.cumsum(mass[::-1])
     first = np.minimum(np.searchsorted(below, low, side="right"), last)
-    return first, np.maximum(last - np.searchsorted(above, high, side="right"), 0)
+    return first, np.maximum(last - np.searchsorted(above, high, side="right"), first)
 
 
 def _symmetric(first: float, gap: float, mass: Array) -> AtomicPair:

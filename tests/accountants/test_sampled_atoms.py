@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import accountants as acc
-from accountants.atomic_pairs import discrete_gaussian
+from accountants.atomic_pairs import discrete_gaussian, kept
 
 
 def brute_force(sigma, rate, epsilon):
@@ -54,3 +54,8 @@ def test_quantiles_leave_out_no_more_than_they_may(sigma, log_low, log_high):
         # and no less than they can
         assert mass[pair.losses <= a].sum() > low * (1 - 1e-12) or a == pair.losses[-1]
         assert mass[pair.losses >= b].sum() > high * (1 - 1e-12) or b == pair.losses[0]
+
+
+def test_one_atom_stays_however_little_there_is():
+    first, last = kept(np.array([1e-20, 1e-21, 1e-20]), np.array([[1e-14]]), np.array([[1e-10]]))
+    assert first == last
