@@ -53,10 +53,10 @@ class Profile:
         alpha = np.asarray(fpr, np.float64)[..., None]
         if not ((alpha >= 0) & (alpha <= 1)).all():
             raise InvalidEventError(f"fpr must lie in [0, 1]; got {fpr!r:.80}")
-        with np.errstate(over="ignore"):
-            growth = np.exp(np.minimum(self.epsilons, 700.0))
-        first = 1 - self.upper - growth * alpha
-        second = (1 - self.upper - alpha) / growth
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):
+            grown = np.exp(self.epsilons + np.log(alpha))  # e^ε alone may not be a number
+            first = 1 - self.upper - grown
+            second = (1 - self.upper - alpha) * np.exp(-self.epsilons)
         return np.maximum(np.maximum(first, second), 0.0).max(axis=-1)
 
     def max_tpr(self, fpr: float) -> float:

@@ -114,3 +114,9 @@ class TestFilter:
             assert reading >= max(last, exact.get_epsilon(1e-5))
             last = reading
         assert last <= 4 * exact.get_epsilon(1e-5)
+
+
+def test_success_is_not_bounded_too_low_where_e_to_epsilon_is_no_number():
+    curve = acc.profile(acc.PldAccountant().compose(acc.GaussianDpEvent(0.01)))
+    assert curve.max_tpr(1e-308) == pytest.approx(1, abs=1e-6)
+    assert curve.max_tpr(0.0) <= 1
