@@ -138,8 +138,7 @@ def _target(args: argparse.Namespace) -> dict[str, float]:
 
 def _profile(args: argparse.Namespace) -> int:
     accountant = _composed(args)
-    if whole(args.points, "--points") < 2:
-        raise InvalidEventError(f"--points must be at least 2; got {args.points}")
+    whole(args.points, "--points", at_least=2)
     curve = profile(accountant, args.epsilon or None, points=args.points)
     mu = gdp(accountant)
     result = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accountants.errors import LedgerError
+from accountants.strict_json import no_constant
 
 GENESIS = "0" * 64
 """`prev` of the first line."""
@@ -56,7 +57,8 @@ def check_line(line: bytes, number: int, prev: str, fields: Mapping[str, set[str
         return LedgerError(f"line {number}: {why}", line=number)
 
     try:
-        record = json.loads(line, parse_constant=_no_constant)
+        # A key that is there twice is not canonical, which is found below.
+        record = json.loads(line, parse_constant=no_constant)
     except (ValueError, RecursionError):
         raise refuse("not a JSON object") from None
     if not isinstance(record, dict):
@@ -160,7 +162,3 @@ def _is_torn(tail: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return False
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)

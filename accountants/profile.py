@@ -79,8 +79,7 @@ def profile(accountant: Accountant, epsilons: Sequence[float] | None = None, *, 
     if epsilons is not None:
         chosen = epsilons
     else:
-        if whole(points, "points") < 2:
-            raise InvalidEventError(f"points must be at least 2; got {points!r}")
+        whole(points, "points", at_least=2)
         top = accountant.get_epsilon(_FLOOR)
         top = 0.0 if math.isinf(top) else top
         # Dense near 0, where the trade-off curve bends most.

@@ -255,8 +255,7 @@ class Search:
     def _apart(self, best: Interval) -> Interval:
         """A narrower interval where a rare and large loss makes up all of δ, if that is what made it wide; see `jumps`."""
         question = self._question
-        if isinstance(question, DeltaQuestion):
-            self.guess = min(self.guess, best.upper)
+        self.guess = min(self.guess, best.upper)
         tail = np.full((1, 1), self._tail())
         ends = [(*pair.quantiles(tail, tail), len(counts)) for pair, counts in self._groups]
         least = max(float(np.max(high - low)) * rows for low, high, rows in ends) / (jumps.MAX_POINTS // 2)

@@ -16,9 +16,14 @@ def loads(text: str | bytes) -> Any:
       ValueError: not JSON, or nested too deeply.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=no_constant)
     except (RecursionError, TypeError) as error:
         raise ValueError(str(error)) from None
+
+
+def no_constant(name: str) -> Any:
+    """For `json.loads(…, parse_constant=…)`: refuses NaN and infinities."""
+    raise AmbiguousError(f"{name} is no number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,7 +31,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         raise AmbiguousError("a key is there twice")
     return result
-
-
-def _no_constant(name: str) -> Any:
-    raise AmbiguousError(f"{name} is no number")

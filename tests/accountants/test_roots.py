@@ -1,3 +1,5 @@
+"""Roots are enclosed, in few tries."""
+
 import math
 
 import pytest

@@ -135,13 +135,13 @@ def test_memory_does_not_grow_with_batch_times_parameters():
 
 
 def test_memory_of_a_large_batch_is_that_of_plain_training():
-    """Each array is scaled once, for the kernel and for the bias, and a CPU takes as many examples as its caches hold."""
+    """Each array is scaled once, for the kernel and for the bias; twice would be 1.44 times plain."""
     params = {"a": normal(300, 1000), "b": normal(1000), "c": normal(1000, 10)}
     loss = lambda p, x: jnp.sum(jnp.tanh(jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]))
     plain = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (None, 0))(p, x)))
-    programs = (jax.jit(fn).lower(params, normal(8192, 300)).compile() for fn in (clipped_grad(loss, clip_norm=1.0), plain))
+    programs = (jax.jit(fn).lower(params, normal(2000, 300)).compile() for fn in (clipped_grad(loss, clip_norm=1.0), plain))
     ours, floor = (program.memory_analysis().temp_size_in_bytes for program in programs)
-    assert ours < 1.5 * floor
+    assert ours < 1.3 * floor
 
 
 def test_memory_of_tied_weights_does_not_either():

@@ -23,12 +23,11 @@ def tied(table, ids):
     return jnp.sum(jnp.tanh(jnp.tanh(table[ids]) @ table.T) ** 2)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint32", "int16"])
 @pytest.mark.parametrize(("rows", "positions"), [(7, 3), (7, 90), (400, 90), (30, 1)])
-@pytest.mark.parametrize("loss", [looked_up, tied])
-def test_equals_gradients_written_out(loss, rows, positions, dtype):
-    if loss is looked_up and dtype == "uint32":
-        pytest.skip("three less than 0 is a large number")
+@pytest.mark.parametrize(
+    ("loss", "dtype"), [(looked_up, "int32"), (looked_up, "int16"), (tied, "int32"), (tied, "int16"), (tied, "uint32")]
+)
+def test_equals_gradients_written_out(loss, dtype, rows, positions):
     table, ids = normal(rows, 5), whole(rows, SIZE, positions).astype(dtype)
     cuts, full = (jax.jit(clipped_grad(loss, clip_norm=0.3, method=method))(table, ids) for method in ("cuts", "vmap"))
     np.testing.assert_allclose(cuts.norms, full.norms, rtol=1e-5)

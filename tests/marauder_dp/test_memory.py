@@ -1,5 +1,7 @@
 """The memory limit: read from text, and kept by smaller micro-batches that change nothing else."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from marauder_dp import DpSgd, PlanError, plan_dpsgd, secrets
-from marauder_dp.memory import memory_limit
+from marauder_dp.memory import in_equal_groups, memory_limit
 from marauder_dp.training import compile_program
 
 
@@ -50,3 +52,8 @@ def test_the_micro_batch_shrinks_until_it_fits(job):
 def test_a_limit_that_nothing_fits_is_refused(job):
     with pytest.raises(PlanError, match="one example at a time takes"):
         compile_program(*job, 1000)
+
+
+def test_groups_are_equal_and_never_larger_than_asked_for():
+    for size, most, group in ((2048, 1600, 1024), (256, 48, 43), (10, math.inf, 10), (5, 0.3, 1), (7, 7, 7)):
+        assert in_equal_groups(size, most) == group
