@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants.cumulants import STAND_INS, Cumulants
+from accountants.grid import WIDEST
 from accountants.mechanisms import Direction, Mechanism
 from accountants.pairs import Pair
 
@@ -33,14 +34,15 @@ def steps(groups: Groups, step: float) -> tuple[float, list[float]]:
     if largest >= step:
         step = largest / math.ceil(largest / step)
     own = []
-    for spacing in spacings:
+    for (pair, _), spacing in zip(groups, spacings, strict=True):
         if spacing is None:
             own.append(step)
-        else:
-            gap = float(spacing[0, 0])
-            pieces = max(round(gap / step), 1)
-            on_lattice = abs(pieces * step - gap) <= 1e-13 * gap
-            own.append(step if on_lattice else gap / math.ceil(gap / step))
+            continue
+        gap = float(spacing[0, 0])
+        pieces = max(round(gap / step), 1)
+        on_lattice = abs(pieces * step - gap) <= 1e-13 * gap
+        coarsest = step if pair.atoms() is None else WIDEST  # nothing lies between atoms
+        own.append(step if on_lattice else gap / math.ceil(gap / coarsest))
     return step, own
 
 

@@ -233,7 +233,7 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
         # Losses so low that their true mass, 1 at most, does not fit: all of it at the first loss that fits.
         mass[far] = 0.0
         mass[int(np.argmin(far))] += math.exp(min(c.tilt * centre - c.log_scale, _LARGE))
-    origin, mass = regrid(losses, mass, step, sign=c.sign)
+    origin, mass = (c.first, mass) if step == c.step else regrid(losses, mass, step, sign=c.sign)
     return Lattice(
         origin=np.array([origin]),
         step=step,

@@ -5,6 +5,9 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from accountants.errors import InvalidEventError
 
 MAX_COUNT = 10**15
@@ -62,6 +65,17 @@ def floats(values: Any, name: str) -> tuple[float, ...]:
     if not result:
         raise InvalidEventError(f"{name} must hold at least one number")
     return result
+
+
+def array(values: Any, name: str) -> NDArray[np.float64]:
+    """`values`, a number or numbers in any shape, as float64."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind in "iuf" or (found.dtype == object and all(_real(v) is not None for v in found.flat)):
+            return found.astype(np.float64)
+    except (OverflowError, ValueError):
+        pass
+    raise InvalidEventError(f"{name} must be a number or an array of numbers; got {values!r:.80}")
 
 
 def flag(value: Any, name: str) -> bool:

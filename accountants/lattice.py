@@ -22,6 +22,8 @@ post-processing.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ from accountants.polygons import lower_masses, upper_masses
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+_SUMS, _MOST_SUMS = 2**16, 2**21  # of losses that are composed one by one: of several, and of two
 _FEW = 64  # cells over which letting down chords does not pay
 
 
@@ -136,7 +139,7 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     """Moves a measure with many atoms to a lattice: from above (`sign` 1) or from below (−1).
 
     Args:
-      losses: of the atoms, (n,), ascending.
+      losses: of the atoms, (n,), in any order.
       mass: of the atoms, (n,), in any unit.
       step: of the lattice.
       sign: which bound.
@@ -144,16 +147,18 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     Returns:
       Loss of the first lattice point, and the masses there.
     """
-    origin = float(losses[0]) - step
+    lowest, highest = float(losses.min()), float(losses.max())
+    origin = lowest - step
     position = (losses - origin) / step
-    cells = (losses[-1] - losses[0]) / step
+    cells = (highest - lowest) / step
     if sign < 0 and (cells > len(losses) / 8 or cells < _FEW):
-        return origin, _contracted(losses, mass, origin, step)
+        order = np.argsort(losses)
+        return origin, _contracted(losses[order], mass[order], origin, step)
     if step > WIDEST:
         raise TooLongError(f"lattice points {step:.3g} apart, whose exponential does not fit")
     cell = np.ceil(position).astype(np.int64) - 1
     inside = np.asarray((position - cell) * step, np.float64)  # from the cell's lower end, in (0, step]
-    count = int(cell[-1]) + 2
+    count = int(cell.max()) + 2
 
     def part(chosen: NDArray[np.bool_], edge: float) -> Cells:
         p = binned(cell[chosen], mass[chosen], count)
@@ -171,11 +176,66 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
 
 def moved(lattice: Lattice, step: float, *, sign: int) -> Lattice:
     """A batch of one on a lattice of another step, from above (`sign` 1) or from below (−1)."""
+    if step == lattice.step:
+        return lattice
     used = np.flatnonzero(lattice.mass[0])
     if not len(used):
         return dataclasses.replace(lattice, step=step)
     origin, mass = regrid(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign)
     return dataclasses.replace(lattice, origin=np.array([origin]), step=step, index=np.arange(len(mass)), mass=mass[None])
+
+
+def joined_below(parts: Sequence[Lattice], step: float, tail: float, tilt: float) -> list[Lattice]:
+    """Lower bounds on a lattice of another step, of which the composition of `parts` is one of the composition.
+
+    A chord has to be let down wherever an atom lies off the lattice. Sums of losses from several lattices, of steps that are$
+    not alike, lie so close that this costs O(step²), where each alone would cost O(step · its own).
+
+    Args:
+      parts: lower bounds, batches of one.
+      step: of the lattice.
+      tail: probability that each may lose at either end.
+      tilt: at which they are composed further.
+    """
+    ends = [_without_tails(part, tail, tilt) for part in parts]
+    most = max((end.mass.size for end in ends), default=1)
+    together = max(int(math.log(_SUMS) / math.log(max(most, 2))), 2 if most**2 <= _MOST_SUMS else 1)
+    groups = math.ceil(len(parts) / together)
+    by_step = sorted(range(len(parts)), key=lambda i: parts[i].step)
+    result = []
+    for members in (by_step[i::groups] for i in range(groups)):
+        several = [ends[i] for i in members]
+        losses, mass = np.zeros(1), np.full(1, 1 - 1e-15 * len(several))
+        for part in several:
+            losses, mass = np.add.outer(losses, part.losses).ravel(), np.multiply.outer(mass, part.mass).ravel()
+        origin, mass = regrid(losses, mass, step, sign=-1)
+        result.append(
+            Lattice(
+                origin=np.array([origin]),
+                step=step,
+                index=np.arange(len(mass)),
+                mass=mass[None],
+                infinite=1 - np.prod([1 - part.infinite for part in several], axis=0),
+                log_scale=sum(part.log_scale for part in several),
+                outside=math.prod(1 + part.outside for part in several) - 1,
+            )
+        )
+    return result
+
+
+def _without_tails(lattice: Lattice, tail: float, tilt: float) -> Lattice:
+    """A batch of one without its empty points and without `tail` at either end."""
+    if not lattice.mass.any():
+        return dataclasses.replace(lattice, index=lattice.index[:1], mass=lattice.mass[:, :1])
+    scaled = np.full((1, 1), tail * math.exp(min(-lattice.log_scale, 700.0)))
+    start, end = (int(i[0, 0]) for i in kept(lattice.mass[0], scaled, scaled))
+    with np.errstate(divide="ignore", under="ignore"):
+        tilted = np.log(lattice.mass[0]) + tilt * lattice.step * lattice.index
+        tilted = np.exp(tilted - tilted.max())
+    share = tilted[start : end + 1].sum() / tilted.sum()
+    used = start + np.flatnonzero(lattice.mass[0, start : end + 1])
+    mass = lattice.mass[:, used]
+    return dataclasses.replace(lattice, index=lattice.index[used], mass=mass, outside=lattice.outside / share)
 
 
 def binned(index: Index, mass: Array, count: int = 0) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from accountants import convolution
 from accountants.batches import batches, grouped, rough_cumulants
-from accountants.domains import non_negative, open_unit, whole
+from accountants.domains import floats, non_negative, open_unit, whole
 from accountants.errors import InvalidEventError, UnsupportedEventError
 from accountants.events import (
     DpEvent,
@@ -108,7 +108,7 @@ class PldAccountant:
 
     def profile(self, epsilons: Sequence[float]) -> tuple[Array, Array]:
         """Lower and upper bounds of δ at each of `epsilons` ≥ 0: the privacy profile. Two arrays (n,), each non-increasing."""
-        wanted = tuple(min(non_negative(e, "each of epsilons"), 1e300) for e in epsilons)
+        wanted = tuple(min(epsilon, 1e300) for epsilon in floats(epsilons, "epsilons"))
         return _profile(*self._key(), wanted, self.rtol)
 
     def get_epsilon(self, delta: float) -> float:

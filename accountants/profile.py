@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from accountants import special
 from accountants.accountant import Accountant, AutoAccountant
-from accountants.domains import open_unit, probability, whole
+from accountants.domains import array, floats, open_unit, probability, whole
 from accountants.errors import InvalidEventError
 from accountants.pld import PldAccountant
 
@@ -50,7 +50,7 @@ class Profile:
 
     def min_fnr(self, fpr: Any) -> Array:
         """At least this share of the present is missed by a test with false-positive rate `fpr` (any shape, in [0, 1])."""
-        alpha = np.asarray(fpr, np.float64)[..., None]
+        alpha = array(fpr, "fpr")[..., None]
         if not ((alpha >= 0) & (alpha <= 1)).all():
             raise InvalidEventError(f"fpr must lie in [0, 1]; got {fpr!r:.80}")
         with np.errstate(over="ignore", under="ignore", divide="ignore"):
@@ -77,7 +77,7 @@ def profile(accountant: Accountant, epsilons: Sequence[float] | None = None, *, 
     """
     chosen: Sequence[float] | Array
     if epsilons is not None:
-        chosen = epsilons
+        chosen = floats(epsilons, "epsilons")
     else:
         whole(points, "points", at_least=2)
         top = accountant.get_epsilon(_FLOOR)

@@ -23,7 +23,7 @@ from accountants.cumulants import Cumulants, Tilt, window
 from accountants.errors import AccountingError
 from accountants.grid import Fineness, TooLongError
 from accountants.interval import Interval
-from accountants.lattice import Lattice, moved, sandwich
+from accountants.lattice import Lattice, joined_below, moved, sandwich
 from accountants.pairs import Pair
 from accountants.single import curve, solve
 
@@ -34,6 +34,7 @@ _FIRST_TAIL = 1e-27  # probability beyond which losses are not seen in searches
 _ROUNDS = 6
 _PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
+_SPOILT = 0.1  # of a width, if that went to losses counted as infinite
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS, _MIN_CELLS = 2**23, 2**20  # of a lattice that is asked for, of one mechanism and of many
@@ -203,8 +204,10 @@ class Search:
                 break
             before = gap
             if isinstance(question, DeltaQuestion) and best.upper < _FAR * self.guess:
+                spoilt = question.tail(self.guess) > _SPOILT * allowed
                 self.guess, before = best.upper, math.inf  # less may be moved to infinite loss than of the guess
-                continue
+                if spoilt:
+                    continue
             if isinstance(question, EpsilonQuestion) and best.upper < _FAR * self.guess:
                 # The Rényi bound was far off, and so was the tilt that is best for it: aim at what was found.
                 self.guess, before = best.upper, math.inf
@@ -311,12 +314,17 @@ class Search:
             sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fine))
         both_terms = []
         for sign in (-1, 1):
-            parts = []
+            parts, loose = [], []
             for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
                 part = (both.upper if sign > 0 else both.lower, counts)
+                if own_step != step and sign < 0:
+                    loose.append(self._composed([part], own_step, sign))
+                    continue
                 if own_step != step or (len(self._groups) > 1 and len(counts) > _FEW):
                     part = (self._composed([part], step, sign), np.ones(1))
                 parts.append(part)
+            tail = min(_LOW_TAIL / self._total, self._tail())
+            parts += [(lattice, np.ones(1)) for lattice in joined_below(loose, step, tail, self._tilt)]
             both_terms.append(compose(parts, step, sign))
         self.compositions = both_terms[0], both_terms[1]
         return self._question.answer(both_terms[0]), self._question.answer(both_terms[1])
