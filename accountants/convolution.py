@@ -25,9 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from accountants import spread
 from accountants.cumulants import OUTSIDE, Cumulants, window
 from accountants.grid import TooLongError
-from accountants.lattice import Lattice, regrid
+from accountants.lattice import Lattice, on_lattice
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -39,6 +40,7 @@ _DEPTH = 8  # roundings on each level of the transform's summation tree, generou
 WEIGHT_ERROR = 1e-14
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
+_REPEATS, _MORE = 8, 1.02  # of trying what has to be taken off, and by how much more than last time
 _TRIES, _REFINEMENTS = 65, 4  # of ε where δ is a sum
 _TINY = 1e-290  # below it products of magnitudes are nothing, and more than they are
 MAX_POINTS = 2**24
@@ -62,6 +64,7 @@ class Composition:
       largest: largest finite loss.
       relative: bound of the relative error of everything finite.
       sign: +1 for an upper bound, −1 for a lower one.
+      spread: ρ of `spread`; a lower bound is one only when what follows from it has been taken off.
     """
 
     first: float
@@ -76,6 +79,7 @@ class Composition:
     largest: float
     relative: float
     sign: int
+    spread: float = 0.0
 
 
 def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -> Composition:
@@ -126,6 +130,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         largest=largest,
         relative=math.expm1(min(total * WEIGHT_ERROR + 1e-12, 1.0)),
         sign=sign,
+        spread=sum(lattice.spread * float(counts.sum()) for lattice, counts in parts),
     )
 
 
@@ -220,8 +225,12 @@ class Spectrum:
             return np.asarray(spread + _TINY + size * (self._gamma + 4 * UNIT * (self._turned + 8)), np.float64)
 
 
-def as_lattice(composition: Composition, step: float) -> Lattice:
-    """A composition as one measure on a lattice of another step, for further composition at the same tilt."""
+def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattice:
+    """A composition as one measure on a lattice of another step, for further composition at the same tilt.
+
+    `spread`: whether that may be by spreading atoms, of which there must be none that are spread already.
+    """
+    assert not composition.spread
     c = composition
     losses = np.asarray(c.first + c.step * np.arange(len(c.mass)), np.float64)
     mass = np.maximum(c.mass + c.sign * c.error, 0.0) * (1 + c.sign * c.relative)
@@ -233,15 +242,13 @@ def as_lattice(composition: Composition, step: float) -> Lattice:
         # Losses so low that their true mass, 1 at most, does not fit: all of it at the first loss that fits.
         mass[far] = 0.0
         mass[int(np.argmin(far))] += math.exp(min(c.tilt * centre - c.log_scale, _LARGE))
-    origin, mass = (c.first, mass) if step == c.step else regrid(losses, mass, step, sign=c.sign)
-    return Lattice(
-        origin=np.array([origin]),
-        step=step,
-        index=np.arange(len(mass)),
-        mass=mass[None],
+    result = on_lattice(losses, mass, step, sign=c.sign, spread=spread)
+    return dataclasses.replace(
+        result,
         infinite=np.array([c.infinite]),
         log_scale=c.log_scale - c.tilt * centre,
         outside=c.outside,
+        spread=result.spread,
     )
 
 
@@ -266,6 +273,8 @@ def epsilon_of_sum(terms: Sequence[Composition], delta_: float) -> float:
 def deltas(composition: Composition, epsilons: Array) -> Array:
     """δ at each of `epsilons` (n,), from above or from below, as `composition.sign` says. Sharpest near the tilt's own ε."""
     c = composition
+    if spread.worthless(c.spread):
+        return np.full(len(epsilons), c.infinite)
     centre = float(np.clip(np.median(epsilons), c.first, c.first + c.step * len(c.mass)))
     tails = _tails(c, centre)
     # Weights are right within _NEAR of the centre. δ falls with ε, so nearer values bound those farther off on one side.
@@ -276,18 +285,37 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     with np.errstate(under="ignore", over="ignore", divide="ignore"):
         finite = tails.a[which] - np.exp(u) * tails.b[which]
         finite += c.sign * _unknown(c, u, c.first + c.step * position - centre)
+        if c.spread:
+            finite -= np.array([_spread(c, float(e), centre) for e in epsilons])
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
     if c.sign > 0:
         value = np.where(epsilons >= c.largest, 0.0, np.where(epsilons < centre - reach, 1.0, value))
     else:
         value = np.where(epsilons > centre + reach, 0.0, value)
+    if c.spread:
+        ends = np.stack([epsilons - c.first, c.first + c.step * (len(c.mass) - 1) - epsilons])
+        elsewhere = np.where(ends > 0, spread.lost(ends, c.spread), 1.0).max(axis=0)  # outside of the window
+        value = np.maximum(value - elsewhere, 0.0)
     return np.minimum(c.infinite + value, 1.0)
+
+
+def _spread(c: Composition, epsilon_: float, centre: float) -> float:
+    """What is to be taken off δ at an ε as atoms were spread, in units as in `_Tails`."""
+    extent = spread.extent(c.spread)
+    start, end = ((epsilon_ + side * extent - c.first) / c.step for side in (-1, 1))
+    index = np.arange(max(math.floor(start), 0), max(min(math.ceil(end) + 1, len(c.mass)), 0))
+    losses = np.asarray(c.first + c.step * index, np.float64)
+    weights = np.exp(np.clip(-c.tilt * (losses - centre), -745.0, _NEAR)) * spread.lost(losses - epsilon_, c.spread)
+    mass = np.maximum(c.mass[index], 0.0)
+    return float((weights * mass).sum() * (1 + c.relative) + c.noise * math.sqrt(float((weights**2).sum()))) * (1 + 1e-9)
 
 
 def epsilon(composition: Composition, delta_: float) -> float:
     """The smallest ε ≥ 0 with δ(ε) ≤ `delta_`, from above or from below; infinite where there is none."""
     c = composition
+    if c.spread:
+        return _epsilon_of_spread(c, delta_)
     target = delta_ - c.infinite
     if target <= 0:
         return math.inf
@@ -302,6 +330,20 @@ def epsilon(composition: Composition, delta_: float) -> float:
             return max(0.0, min(result, c.largest) if c.sign > 0 else result)
         centre = result
     return max(c.largest, 0.0) if c.sign > 0 else 0.0
+
+
+def _epsilon_of_spread(c: Composition, delta_: float) -> float:
+    """An ε at which δ is more than `delta_`: where the lattice's own δ is more by at least what has to be taken off."""
+    whole, taken_off = dataclasses.replace(c, spread=0.0), 0.0
+    for _ in range(_REPEATS):
+        found = epsilon(whole, min(delta_ + taken_off, 1.0))
+        if not 0 < found < math.inf:
+            return found
+        needed = float(deltas(whole, np.array([found]))[0] - deltas(c, np.array([found]))[0])
+        if needed <= taken_off:
+            return found
+        taken_off = _MORE * needed
+    return 0.0
 
 
 def _crossing(c: Composition, target: float, centre: float) -> float:

@@ -13,6 +13,7 @@ slope changes by the Q-mass of y_i.
 * `lower` is the same polygon let down until it lies below the curve: each point by the larger sag of the two chords that
   meet there. The sag of a chord is bounded by tangents of the curve at both ends and at an inner point. Where the result is not
   convex (a negative mass) its greatest convex minorant takes its place, which is lower still and has kinks on the lattice.
+* Where there are few atoms between the lattice points, that lets down too much: `spread` has another lower bound for them.
 
 Both are off by O(step²): the variance of the loss under either differs from the exact one by about step²/6.
 
@@ -22,8 +23,6 @@ post-processing.
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,6 @@ from accountants.polygons import lower_masses, upper_masses
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-_SUMS, _MOST_SUMS = 2**16, 2**21  # of losses that are composed one by one: of several, and of two
 _FEW = 64  # cells over which letting down chords does not pay
 
 
@@ -52,6 +50,8 @@ class Lattice:
       infinite: mass at infinite loss, (k,).
       log_scale: 0 but for measures that are compositions themselves.
       outside: mass that is missing, tilted and relative; 0 but for compositions.
+      spread: not 0 where atoms were split between lattice points as in an upper bound; what has to be taken off for a lower one
+        follows from it, see `spread`.
     """
 
     origin: Array
@@ -61,6 +61,7 @@ class Lattice:
     infinite: Array
     log_scale: float = 0.0
     outside: float = 0.0
+    spread: float = 0.0
 
     @property
     def losses(self) -> Array:
@@ -76,7 +77,9 @@ class Sandwich:
     upper: Lattice
 
 
-def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fineness: Fineness | None = None) -> Sandwich:
+def sandwich(
+    pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fineness: Fineness | None = None, spread: bool = False
+) -> Sandwich:
     """Discretises a batch of pairs.
 
     Args:
@@ -85,10 +88,11 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
       low_tail: P-mass of the lowest losses that may be moved (up in `upper`, away in `lower`). (k, 1).
       high_tail: P-mass of the highest losses that `upper` may count as infinite and `lower` leave out. (k, 1).
       fineness: where not every lattice point is needed.
+      spread: whether atoms off the lattice may be spread in `lower`, see `Lattice.spread`.
     """
     atoms = pair.atoms()
     if atoms is not None:
-        return _atoms_on_lattice(atoms[0], atoms[1], step, low_tail, high_tail)
+        return _atoms_on_lattice(atoms[0], atoms[1], step, low_tail, high_tail, spread)
     grid = lay(pair, step, low_tail, high_tail, fineness)
     points = grid.origin + step * grid.index
     width = step * np.diff(grid.index)
@@ -115,7 +119,7 @@ def sandwich(pair: Pair, step: float, *, low_tail: Array, high_tail: Array, fine
     )
 
 
-def _atoms_on_lattice(losses: Array, mass: Array, step: float, low_tail: Array, high_tail: Array) -> Sandwich:
+def _atoms_on_lattice(losses: Array, mass: Array, step: float, low_tail: Array, high_tail: Array, spread: bool) -> Sandwich:
     """Atoms as they are, if they lie on a lattice of that step; moved to one from both sides if they do not."""
     position = (losses - losses[0]) / step
     nearest = np.round(position)
@@ -125,21 +129,28 @@ def _atoms_on_lattice(losses: Array, mass: Array, step: float, low_tail: Array, 
         return Sandwich(lattice, lattice)
     first, last = (int(end[0, 0]) for end in kept(mass, low_tail, high_tail))
     below, above, losses, mass = mass[:first].sum(), mass[last + 1 :].sum(), losses[first : last + 1], mass[first : last + 1]
-    both = []
-    for sign in (-1, 1):
-        if sign > 0:
-            mass = np.concatenate([mass[:1] + below, mass[1:]])
-        origin, moved = regrid(losses, mass, step, sign=sign)
-        infinite = np.full(1, above if sign > 0 else 0.0)
-        both.append(Lattice(np.array([origin]), step, np.arange(len(moved)), moved[None], infinite))
-    return Sandwich(*both)
+    lower = on_lattice(losses, mass, step, sign=-1, spread=spread)
+    upper = on_lattice(losses, np.concatenate([mass[:1] + below, mass[1:]]), step, sign=1)
+    return Sandwich(lower, dataclasses.replace(upper, infinite=np.full(1, above)))
+
+
+def on_lattice(losses: Array, mass: Array, step: float, *, sign: int, spread: bool = False) -> Lattice:
+    """A batch of one from atoms, moved to a lattice as `regrid` does, or spread if it may be `spread` and `sign` is −1."""
+    spread = spread and sign < 0 and _sparse(losses, step)
+    origin, mass = regrid(losses, mass, step, sign=1 if spread else sign)
+    if spread:
+        # Splitting rounds; losses this much lower make up for it.
+        origin -= 4e-14 * (1 + float(np.ptp(losses)) + step)
+    return Lattice(
+        np.array([origin]), step, np.arange(len(mass)), mass[None], np.zeros(1), spread=step**2 / 8 if spread else 0.0
+    )
 
 
 def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float, Array]:
     """Moves a measure with many atoms to a lattice: from above (`sign` 1) or from below (−1).
 
     Args:
-      losses: of the atoms, (n,), in any order.
+      losses: of the atoms, (n,), ascending.
       mass: of the atoms, (n,), in any unit.
       step: of the lattice.
       sign: which bound.
@@ -147,18 +158,15 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     Returns:
       Loss of the first lattice point, and the masses there.
     """
-    lowest, highest = float(losses.min()), float(losses.max())
-    origin = lowest - step
+    origin = float(losses[0]) - step
     position = (losses - origin) / step
-    cells = (highest - lowest) / step
-    if sign < 0 and (cells > len(losses) / 8 or cells < _FEW):
-        order = np.argsort(losses)
-        return origin, _contracted(losses[order], mass[order], origin, step)
+    if sign < 0 and _sparse(losses, step):
+        return origin, _contracted(losses, mass, origin, step)
     if step > WIDEST:
         raise TooLongError(f"lattice points {step:.3g} apart, whose exponential does not fit")
     cell = np.ceil(position).astype(np.int64) - 1
     inside = np.asarray((position - cell) * step, np.float64)  # from the cell's lower end, in (0, step]
-    count = int(cell.max()) + 2
+    count = int(cell[-1]) + 2
 
     def part(chosen: NDArray[np.bool_], edge: float) -> Cells:
         p = binned(cell[chosen], mass[chosen], count)
@@ -174,68 +182,26 @@ def regrid(losses: Array, mass: Array, step: float, *, sign: int) -> tuple[float
     return origin, lower_masses(first, second, inner, nothing, nothing, grid)[0]
 
 
-def moved(lattice: Lattice, step: float, *, sign: int) -> Lattice:
+def _sparse(losses: Array, step: float) -> bool:
+    """Whether so few atoms lie in a cell, or in all, that chords are not worth letting down."""
+    cells = float(losses[-1] - losses[0]) / step
+    return cells > len(losses) / 8 or cells < _FEW
+
+
+def moved(lattice: Lattice, step: float, *, sign: int, spread: bool) -> Lattice:
     """A batch of one on a lattice of another step, from above (`sign` 1) or from below (−1)."""
-    if step == lattice.step:
-        return lattice
+    assert not lattice.spread
     used = np.flatnonzero(lattice.mass[0])
     if not len(used):
         return dataclasses.replace(lattice, step=step)
-    origin, mass = regrid(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign)
-    return dataclasses.replace(lattice, origin=np.array([origin]), step=step, index=np.arange(len(mass)), mass=mass[None])
-
-
-def joined_below(parts: Sequence[Lattice], step: float, tail: float, tilt: float) -> list[Lattice]:
-    """Lower bounds on a lattice of another step, of which the composition of `parts` is one of the composition.
-
-    A chord has to be let down wherever an atom lies off the lattice. Sums of losses from several lattices, of steps that are$
-    not alike, lie so close that this costs O(step²), where each alone would cost O(step · its own).
-
-    Args:
-      parts: lower bounds, batches of one.
-      step: of the lattice.
-      tail: probability that each may lose at either end.
-      tilt: at which they are composed further.
-    """
-    ends = [_without_tails(part, tail, tilt) for part in parts]
-    most = max((end.mass.size for end in ends), default=1)
-    together = max(int(math.log(_SUMS) / math.log(max(most, 2))), 2 if most**2 <= _MOST_SUMS else 1)
-    groups = math.ceil(len(parts) / together)
-    by_step = sorted(range(len(parts)), key=lambda i: parts[i].step)
-    result = []
-    for members in (by_step[i::groups] for i in range(groups)):
-        several = [ends[i] for i in members]
-        losses, mass = np.zeros(1), np.full(1, 1 - 1e-15 * len(several))
-        for part in several:
-            losses, mass = np.add.outer(losses, part.losses).ravel(), np.multiply.outer(mass, part.mass).ravel()
-        origin, mass = regrid(losses, mass, step, sign=-1)
-        result.append(
-            Lattice(
-                origin=np.array([origin]),
-                step=step,
-                index=np.arange(len(mass)),
-                mass=mass[None],
-                infinite=1 - np.prod([1 - part.infinite for part in several], axis=0),
-                log_scale=sum(part.log_scale for part in several),
-                outside=math.prod(1 + part.outside for part in several) - 1,
-            )
-        )
-    return result
-
-
-def _without_tails(lattice: Lattice, tail: float, tilt: float) -> Lattice:
-    """A batch of one without its empty points and without `tail` at either end."""
-    if not lattice.mass.any():
-        return dataclasses.replace(lattice, index=lattice.index[:1], mass=lattice.mass[:, :1])
-    scaled = np.full((1, 1), tail * math.exp(min(-lattice.log_scale, 700.0)))
-    start, end = (int(i[0, 0]) for i in kept(lattice.mass[0], scaled, scaled))
-    with np.errstate(divide="ignore", under="ignore"):
-        tilted = np.log(lattice.mass[0]) + tilt * lattice.step * lattice.index
-        tilted = np.exp(tilted - tilted.max())
-    share = tilted[start : end + 1].sum() / tilted.sum()
-    used = start + np.flatnonzero(lattice.mass[0, start : end + 1])
-    mass = lattice.mass[:, used]
-    return dataclasses.replace(lattice, index=lattice.index[used], mass=mass, outside=lattice.outside / share)
+    result = on_lattice(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign, spread=spread)
+    return dataclasses.replace(
+        result,
+        infinite=lattice.infinite,
+        log_scale=lattice.log_scale,
+        outside=lattice.outside,
+        spread=result.spread,
+    )
 
 
 def binned(index: Index, mass: Array, count: int = 0) -> Array:

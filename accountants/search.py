@@ -23,7 +23,7 @@ from accountants.cumulants import Cumulants, Tilt, window
 from accountants.errors import AccountingError
 from accountants.grid import Fineness, TooLongError
 from accountants.interval import Interval
-from accountants.lattice import Lattice, joined_below, moved, sandwich
+from accountants.lattice import Lattice, moved, sandwich
 from accountants.pairs import Pair
 from accountants.single import curve, solve
 
@@ -35,6 +35,8 @@ _ROUNDS = 6
 _PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
 _SPOILT = 0.1  # of a width, if that went to losses counted as infinite
+_SPREAD = 0.45  # of a step that would do, where atoms are spread
+_COARSE = 1.0  # squared steps by which atoms are spread, in all, from which they are not
 _SAFETY = 0.82  # of the step that should just do
 _LONG = 2**17  # points of a transform from which composition in two stages is faster
 _MAX_CELLS, _MIN_CELLS = 2**23, 2**20  # of a lattice that is asked for, of one mechanism and of many
@@ -129,6 +131,10 @@ class Search:
         self._groups = grouped(mechanisms)
         self.compositions: tuple[Terms, Terms] | None = None
         self._total = float(sum(counts.sum() for _, counts in self._groups))
+        # How often atoms are moved to the lattice: at each composition, or once if they lie on a lattice of their own.
+        self._moved = sum(
+            float(counts.sum()) if pair.spacing() is None else 1.0 for pair, counts in self._groups if pair.atoms() is not None
+        )
         few = stand_ins(mechanisms)
         # Many families leave many, of which a pilot would be as dear.
         self._few = few if sum(map(len, few)) <= MANY < sum(map(len, mechanisms)) else None
@@ -167,8 +173,9 @@ class Search:
         if len(gaps) == len(self._groups) and all(gap is not None for gap in gaps):
             # Each is exact on a lattice of its own, and moved to the common one once.
             widest = max(float(gap[0, 0]) for gap in gaps if gap is not None)
-            step = widest if len(gaps) == 1 else step * math.sqrt(self._total / len(gaps))
+            step = widest if len(gaps) == 1 else _SPREAD * step * math.sqrt(self._total / len(gaps))
         else:
+            step *= _SPREAD if self._moved else 1.0
             coarsest = min(max(0.7 * self._deviation / math.sqrt(self._total), self._range / 512), _WIDEST)
             step = min(step, coarsest) or coarsest  # 0 where the answer seems to be 0
         return step
@@ -253,7 +260,7 @@ class Search:
             parts = self._staged(parts, stages, sign) if stages > 1 else parts
             return [convolution.compose(parts, self._tilt, sign=sign)]
 
-        return self._answers(step, self._fineness, compose)
+        return self._answers(step, self._fineness, compose, spread=self._moved * step**2 < _COARSE)
 
     def _apart(self, best: Interval) -> Interval:
         """A narrower interval where a rare and large loss makes up all of δ, if that is what made it wide; see `jumps`."""
@@ -273,7 +280,7 @@ class Search:
                 return jumps.compose(parts, _CUTOFF * epsilon, epsilon, sign=sign)
 
             try:
-                lower, upper = self._answers(step, [None] * len(self._groups), compose)
+                lower, upper = self._answers(step, [None] * len(self._groups), compose, spread=False)
             except jumps.NotRareError:
                 break
             except TooLongError:
@@ -302,29 +309,24 @@ class Search:
         return found.upper - found.lower <= self._question.width(found.upper, self._deviation, self._rtol)
 
     def _answers(
-        self, step: float, fineness: Sequence[Fineness | None], compose: Callable[[Parts, float, int], Terms]
+        self, step: float, fineness: Sequence[Fineness | None], compose: Callable[[Parts, float, int], Terms], *, spread: bool
     ) -> tuple[float, float]:
-        """From both sides, on lattices of a step."""
+        """From both sides, on lattices of a step, where atoms may be `spread` or not."""
         step, own = steps(self._groups, step)
         sandwiches = []
         tail = self._tail()
         for (pair, counts), own_step, fine in zip(self._groups, own, fineness, strict=True):
             low = np.full((len(counts), 1), _LOW_TAIL / self._total)
             high = np.full_like(low, tail)
-            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fine))
+            sandwiches.append(sandwich(pair, own_step, low_tail=low, high_tail=high, fineness=fine, spread=spread))
         both_terms = []
         for sign in (-1, 1):
-            parts, loose = [], []
+            parts = []
             for both, (_, counts), own_step in zip(sandwiches, self._groups, own, strict=True):
                 part = (both.upper if sign > 0 else both.lower, counts)
-                if own_step != step and sign < 0:
-                    loose.append(self._composed([part], own_step, sign))
-                    continue
                 if own_step != step or (len(self._groups) > 1 and len(counts) > _FEW):
-                    part = (self._composed([part], step, sign), np.ones(1))
+                    part = (self._composed([part], step, sign, spread), np.ones(1))
                 parts.append(part)
-            tail = min(_LOW_TAIL / self._total, self._tail())
-            parts += [(lattice, np.ones(1)) for lattice in joined_below(loose, step, tail, self._tilt)]
             both_terms.append(compose(parts, step, sign))
         self.compositions = both_terms[0], both_terms[1]
         return self._question.answer(both_terms[0]), self._question.answer(both_terms[1])
@@ -332,7 +334,11 @@ class Search:
     def _stages(self, step: float) -> int:
         """Into how many equal compositions the whole is split, if composing in two stages takes far shorter transforms."""
         stages = math.isqrt(int(self._total))
-        if self._span / step < _LONG or self._total < 1e4 or any(p.spacing() is not None for p, _ in self._groups):
+        if (
+            self._span / step < _LONG
+            or self._total < 1e4
+            or any(p.spacing() is not None or p.atoms() is not None for p, _ in self._groups)
+        ):
             return 1
         low, high = window(self._rough, self._tilt, 1 / stages)
         length = math.sqrt(2) * ((high - low) / step + self._span / step * math.sqrt(stages / self._total))
@@ -343,16 +349,16 @@ class Search:
         step = parts[0][0].step * math.sqrt(self._total / stages)
         each = [(lattice, np.floor(counts / stages)) for lattice, counts in parts]
         rest = [(lattice, counts - stages * few) for (lattice, counts), (_, few) in zip(parts, each, strict=True)]
-        result = [(self._composed(each, step, sign), np.full(1, float(stages)))]
+        result = [(self._composed(each, step, sign, spread=False), np.full(1, float(stages)))]
         if any(counts.any() for _, counts in rest):
-            result.append((self._composed(rest, step, sign), np.ones(1)))
+            result.append((self._composed(rest, step, sign, spread=False), np.ones(1)))
         return result
 
-    def _composed(self, parts: Parts, step: float, sign: int) -> Lattice:
+    def _composed(self, parts: Parts, step: float, sign: int, spread: bool) -> Lattice:
         (lattice, counts), *others = parts
         if not others and counts.tolist() == [1.0]:
-            return moved(lattice, step, sign=sign)
-        return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step)
+            return moved(lattice, step, sign=sign, spread=spread)
+        return convolution.as_lattice(convolution.compose(parts, self._tilt, sign=sign), step, spread=spread)
 
 
 def _both(best: Interval, lower: float, upper: float) -> Interval:
