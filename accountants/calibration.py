@@ -18,6 +18,7 @@ MAX_STEPS = 10**9
 
 _CLOSE = 5e-4  # the cost that is found lies in [(1 − this) · target, target]
 _TRIES = 60
+_LEAST_FPR = 1e-30
 
 
 def calibrate(
@@ -41,7 +42,7 @@ def calibrate(
       make_event: parameter → event. The cost must fall as the parameter grows (a noise multiplier, say), or rise if `rising`.
       epsilon, delta: target ε > 0 and its δ in (0, 1).
       advantage: target in (0, 1).
-      tpr, fpr: target and where it is meant, 0 < fpr < tpr < 1.
+      tpr, fpr: target and where it is meant, 1e-30 ≤ fpr < tpr < 1.
       bounds: (low, high), both > 0: where to look.
       rising: whether more of the parameter costs more (a sampling probability, a common factor of sensitivities).
       make_accountant: a fresh accountant; its neighbouring relation is the one that counts.
@@ -192,6 +193,8 @@ def _target(
     at, wanted = open_unit(fpr, "fpr"), open_unit(tpr, "tpr")
     if wanted <= at:
         raise InvalidEventError(f"tpr must exceed fpr: guessing alone reaches it; got tpr = {wanted!r}, fpr = {at!r}")
+    if at < _LEAST_FPR:
+        raise InvalidEventError(f"fpr must be at least {_LEAST_FPR:g}; got {at!r}")
     return lambda accountant: profile(accountant).max_tpr(at), wanted, f"at FPR = {at:g}, TPR"
 
 

@@ -139,7 +139,10 @@ def read_ledger(path: str | os.PathLike[str]) -> LedgerContents:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise LedgerError(f"can't read the ledger {os.fspath(path)}: {error.strerror or error}") from error
-    contents = parse(raw)
+    try:
+        contents = parse(raw)
+    except LedgerError as error:
+        raise LedgerError(f"the ledger {os.fspath(path)}, {error}", error.line) from error
     if contents is None:
         raise LedgerError(f"the ledger {os.fspath(path)} holds no whole line", line=1)
     return contents

@@ -113,8 +113,8 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
         spectrum.multiply(rfft(weights, axis=1), atoms, weights.sum(axis=1), times)
         shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
         total += float(times.sum())
-    values, spread = irfft(spectrum.values(), length), spectrum.spread()
-    error, noise = errors(spread, length)
+    values, rounding = irfft(spectrum.values(), length), spectrum.rounding()
+    error, noise = errors(rounding, length)
     mass = np.roll(values, (shift - first) % length)
     infinite = -math.expm1(sum(float(counts @ np.log1p(-lattice.infinite)) for lattice, counts in parts))
     return Composition(
@@ -139,12 +139,13 @@ def relative_rounding(length: int) -> float:
     return _DEPTH * UNIT * math.log2(length)
 
 
-def errors(spread: Array, length: int) -> tuple[float, float]:
-    """Bounds of what errors of a spectrum, of at most `spread` at each frequency, do to any one point, and in the 2-norm.
+def errors(rounding: Array, length: int) -> tuple[float, float]:
+    """Bounds of what errors of a spectrum, of at most `rounding` at each frequency, do to any one point, and in the 2-norm.
 
     Powers and the inverse transform are two errors in one bound of each frequency, so √2 times its norm.
     """
-    return 2.0 * float(spread.sum()) / length, 2.0 * math.sqrt(float((spread**2).sum()) / length)
+    with np.errstate(over="ignore"):
+        return 2.0 * float(rounding.sum()) / length, 2.0 * math.sqrt(float((rounding**2).sum()) / length)
 
 
 class Spectrum:
@@ -212,7 +213,7 @@ class Spectrum:
         """Logarithms of magnitudes and of by how much larger they may truly be; how many u each logarithm is off. (count,)."""
         return np.minimum(self._magnitude, 1.0), self._growth, self._turned
 
-    def spread(self) -> Array:
+    def rounding(self) -> Array:
         """Bound of the error of each value, |computed − true| ≤ Π(|F| + γ)^T − Π|F|^T and what powers round, (count,).
 
         It allows for the error of an inverse transform as well.
@@ -221,8 +222,8 @@ class Spectrum:
             size = np.exp(np.minimum(self._magnitude, 1.0))
             few = size * np.expm1(np.minimum(self._growth, 1.0))
             many = np.exp(np.minimum(self._magnitude + self._growth, 50.0))
-            spread = np.where(self._growth < 1.0, few, many) * (1 + 1e-12)
-            return np.asarray(spread + _TINY + size * (self._gamma + 4 * UNIT * (self._turned + 8)), np.float64)
+            rounding = np.where(self._growth < 1.0, few, many) * (1 + 1e-12)
+            return np.asarray(rounding + _TINY + size * (self._gamma + 4 * UNIT * (self._turned + 8)), np.float64)
 
 
 def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattice:

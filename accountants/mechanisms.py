@@ -166,7 +166,9 @@ def _directions(counts: dict[DpEvent, int], relation: NeighbouringRelation) -> l
     spent = -math.expm1(sum(count * _log1m(pair.infinite) for pair, count in pairs))
     # At each ε some bounded-range mechanism attains the curve of its pair, but not one of them at every ε, as composing takes.
     single = len(pairs) == 1 and pairs[0][1] == 1 and isinstance(pairs[0][0].remove, BoundedRangePair)
-    attained = single or all(pair.attained for pair, _ in pairs)
+    # A sample of something without noise is infinite or nearly 0, but not quite: it counts as 0 where there is more.
+    rounded = len(pairs) > 1 and any(pair.remove is None and 0 < pair.infinite < 1 for pair, _ in pairs)
+    attained = single or (all(pair.attained for pair, _ in pairs) and not rounded)
     sides = [(pair.remove, pair.remove if pair.add is None else pair.add, count) for pair, count in pairs]
     result = [Direction(tuple(Mechanism(remove, count) for remove, _, count in sides if remove is not None), spent, attained)]
     if any(pair.add is not None for pair, _ in pairs):
@@ -209,9 +211,9 @@ def _pairs(event: DpEvent, relation: NeighbouringRelation) -> _Pairs:
         case ReportNoisyMaxDpEvent() | AboveThresholdDpEvent():
             return _Pairs(atomic_pairs.pure(twice * event.epsilon), attained=False)
         case EpsilonDeltaDpEvent(epsilon=epsilon, delta=delta):
-            # Replacing is removing and adding: group privacy for two.
+            # Replacing is removing and adding: group privacy for two, which no chain of two attains at every ε.
             spent = min(1.0, delta * (1 + math.exp(min(epsilon, 700.0)))) if replace else delta
-            return _Pairs(atomic_pairs.scaled_pure(twice * epsilon, 1 - spent), infinite=spent)
+            return _Pairs(atomic_pairs.scaled_pure(twice * epsilon, 1 - spent), infinite=spent, attained=not replace)
         case MixtureOfGaussiansDpEvent():
             return _mixture(event, relation)
         case PoissonSampledDpEvent(sampling_probability=q, event=inner):

@@ -39,6 +39,7 @@ _WIDE = 0.02  # relative width from which the Rényi accountant is asked as well
 _IRRELEVANT = 0.01  # of an upper bound in one direction: below it nothing in the other one matters
 _TRIES = 12  # to find what two units cost
 _MOST = 600.0  # ε of one of them, so that δ over its exponential is a number
+_FAINT = 1e-299  # δ about which nothing more is worth knowing
 _LEAST = 1e-300  # δ below which a bound may have underflowed
 _ANCHORS = 9  # tilts from which a profile is computed
 
@@ -160,7 +161,8 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
 @functools.lru_cache(maxsize=256)
 def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: float, rtol: float) -> Interval:
     found = directions(counts, relation)
-    interval = _worst([DeltaQuestion(epsilon) for _ in found], found, rtol)
+    least = functools.partial(_with_renyi, Interval(0.0, 1.0), counts, relation, lambda rdp: rdp.get_delta(epsilon))
+    interval = _worst([DeltaQuestion(epsilon) for _ in found], found, rtol, least)
     spent = max(direction.spent for direction in found)
     interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
     if not all(direction.attained for direction in found):
@@ -235,6 +237,8 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
             ordered = np.unique(epsilons)
             for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
                 search = Search(DeltaQuestion(float(anchor)), batches(direction), rtol)
+                if search.guess <= _FAINT:
+                    continue  # what a smaller ε gives bounds this one too
                 search.run(unless_below=0.0)
                 if search.compositions is None:
                     continue
@@ -261,8 +265,10 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
     return np.minimum(lower, upper), upper
 
 
-def _worst(questions: list[Question], found: tuple[Direction, ...], rtol: float) -> Interval:
-    """The largest answer over all directions."""
+def _worst(
+    questions: list[Question], found: tuple[Direction, ...], rtol: float, least: Callable[[], Interval] | None = None
+) -> Interval:
+    """The largest answer over all directions; `least` is another one that will do where it is next to nothing."""
     lower = upper = 0.0
     searches = []
     for question, direction in zip(questions, found, strict=True):
@@ -271,7 +277,11 @@ def _worst(questions: list[Question], found: tuple[Direction, ...], rtol: float)
             lower, upper = max(lower, exact.lower), max(upper, exact.upper)
         elif direction.mechanisms:
             searches.append(Search(question, batches(direction), rtol))
-    for search in sorted(searches, key=lambda s: -s.guess):
+    searches.sort(key=lambda s: -s.guess)
+    faint = searches and max(searches[0].guess, upper) <= _FAINT
+    if faint and least is not None and (bound := least()).upper <= _FAINT:
+        return bound
+    for search in searches:
         interval = search.run(unless_below=max(lower, _IRRELEVANT * upper))
         lower, upper = max(lower, interval.lower), max(upper, interval.upper)
     lower, upper = lower * (1 - _ROUND_UP), upper * (1 + _ROUND_UP)

@@ -64,6 +64,7 @@ def counted(levels):
         (lambda: acc.Filter(epsilon=1, delta=1e-5, order=10**400), "orders"),
         (lambda: acc.dpsgd_event(1.0, 0.1, -3), "steps"),
         (lambda: acc.calibrate(acc.GaussianDpEvent, epsilon=1, delta=1e-5, bounds=(1,)), "bounds"),
+        (lambda: acc.calibrate(acc.GaussianDpEvent, tpr=0.1, fpr=1e-31), "fpr"),
         (lambda: acc.calibrate(acc.GaussianDpEvent, epsilon=1, delta=1e-5, bounds=(10, 1)), "low first"),
         (lambda: acc.calibrate(acc.GaussianDpEvent, epsilon=1, delta=1e-5, rising=True), "rising=False"),
         (lambda: acc.calibrate(lambda x: acc.GaussianDpEvent(1 / x), epsilon=1, delta=1e-5), "rising=True"),

@@ -101,3 +101,42 @@ def test_where_a_replaced_unit_costs_what_the_mechanism_does():
     """Twice a pure guarantee, whichever way it is bounded."""
     found = acc.epsilon(acc.PoissonSampledDpEvent(1.0, acc.LaplaceDpEvent(2.0)), 1e-9, neighbouring_relation="replace_one")
     assert found.epsilon == pytest.approx(1.0, rel=1e-3)
+
+
+def worst_of_two(epsilon, delta, asked):
+    """δ at `asked` of the worst pair of data sets each of which is (ε, δ)-close to a third: of trade-off functions, g∘g."""
+
+    def g(x):  # most of the one's probability where the other's is x
+        return np.minimum(1, np.minimum(delta + np.exp(epsilon) * x, 1 - np.exp(-epsilon) * (1 - delta - x)))
+
+    x = np.linspace(0, 1, 200_001)
+    return float(np.max(g(g(x)) - math.exp(asked) * x))
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-3])
+@pytest.mark.parametrize("asked", [0.0, 1.0, 1.9])
+def test_a_guarantee_for_presence_holds_for_replacing(delta, asked):
+    accountant = acc.PldAccountant(neighbouring_relation="replace_one").compose(acc.EpsilonDeltaDpEvent(1.0, delta))
+    exact, found = worst_of_two(1.0, delta, asked), accountant.delta_interval(asked)
+    assert found.lower <= exact <= found.upper
+
+
+@pytest.mark.parametrize("q", [0.01, 0.5])
+@pytest.mark.parametrize("noiseless", [acc.GaussianDpEvent(0.0), acc.LaplaceDpEvent(0.0), acc.NonPrivateDpEvent()])
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_samples_without_noise_beside_others(q, noiseless, epsilon):
+    accountant = acc.PldAccountant().compose(acc.PoissonSampledDpEvent(q, noiseless)).compose(acc.GaussianDpEvent(1.0))
+    gaussian = lambda e: stats.norm.cdf(0.5 - e) - math.exp(e) * stats.norm.cdf(-0.5 - e)
+    exact = max(q + (1 - q) * gaussian(epsilon - math.log1p(-q)), gaussian(epsilon + math.log1p(-q)))
+    found = accountant.delta_interval(epsilon)
+    assert found.lower <= exact <= found.upper
+
+
+def test_what_is_next_to_nothing_is_answered_at_once():
+    """δ below 1e-300 at an ε far out, where a lattice would have millions of points."""
+    found = acc.PldAccountant().compose(acc.dpsgd_event(1.1, 0.01, 100)).delta_interval(1e300)
+    assert found.lower == 0
+    assert 0 < found.upper < 1e-298
+    lower, upper = acc.PldAccountant().compose(acc.dpsgd_event(1.1, 0.01, 100)).profile([0.5, 200.0, 1e300])
+    assert 0 < lower[0] <= upper[0] < 1
+    assert upper[2] <= upper[1] <= upper[0]
