@@ -249,7 +249,6 @@ def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattic
         infinite=np.array([c.infinite]),
         log_scale=c.log_scale - c.tilt * centre,
         outside=c.outside,
-        spread=result.spread,
     )
 
 
@@ -287,7 +286,7 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
         finite = tails.a[which] - np.exp(u) * tails.b[which]
         finite += c.sign * _unknown(c, u, c.first + c.step * position - centre)
         if c.spread:
-            finite -= np.array([_spread(c, float(e), centre) for e in epsilons])
+            finite -= np.array([_taken_off(c, float(e), centre) for e in epsilons])
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
     if c.sign > 0:
@@ -295,19 +294,27 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
     else:
         value = np.where(epsilons > centre + reach, 0.0, value)
     if c.spread:
-        ends = np.stack([epsilons - c.first, c.first + c.step * (len(c.mass) - 1) - epsilons])
-        elsewhere = np.where(ends > 0, spread.lost(ends, c.spread), 1.0).max(axis=0)  # outside of the window
-        value = np.maximum(value - elsewhere, 0.0)
+        # Of losses that `_taken_off` does not see only that they have a probability of 1 at most.
+        ends = epsilons - _lowest(c, centre), c.first + c.step * (len(c.mass) - 1) - epsilons
+        nearest = np.minimum(np.minimum(*ends), spread.extent(c.spread))
+        value = np.where(nearest > 0, np.maximum(value - spread.lost(nearest, c.spread), 0.0), 0.0)
     return np.minimum(c.infinite + value, 1.0)
 
 
-def _spread(c: Composition, epsilon_: float, centre: float) -> float:
+def _lowest(c: Composition, centre: float) -> float:
+    """The loss from which on weights relative to `centre` are right."""
+    return max(c.first, centre - _NEAR / c.tilt)
+
+
+def _taken_off(c: Composition, epsilon_: float, centre: float) -> float:
     """What is to be taken off δ at an ε as atoms were spread, in units as in `_Tails`."""
     extent = spread.extent(c.spread)
-    start, end = ((epsilon_ + side * extent - c.first) / c.step for side in (-1, 1))
-    index = np.arange(max(math.floor(start), 0), max(min(math.ceil(end) + 1, len(c.mass)), 0))
+    start, end = (
+        math.ceil((loss - c.first) / c.step) for loss in (max(epsilon_ - extent, _lowest(c, centre)), epsilon_ + extent)
+    )
+    index = np.arange(start, min(end + 1, len(c.mass)))
     losses = np.asarray(c.first + c.step * index, np.float64)
-    weights = np.exp(np.clip(-c.tilt * (losses - centre), -745.0, _NEAR)) * spread.lost(losses - epsilon_, c.spread)
+    weights = np.exp(np.maximum(-c.tilt * (losses - centre), -745.0)) * spread.lost(losses - epsilon_, c.spread)
     mass = np.maximum(c.mass[index], 0.0)
     return float((weights * mass).sum() * (1 + c.relative) + c.noise * math.sqrt(float((weights**2).sum()))) * (1 + 1e-9)
 

@@ -195,13 +195,7 @@ def moved(lattice: Lattice, step: float, *, sign: int, spread: bool) -> Lattice:
     if not len(used):
         return dataclasses.replace(lattice, step=step)
     result = on_lattice(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign, spread=spread)
-    return dataclasses.replace(
-        result,
-        infinite=lattice.infinite,
-        log_scale=lattice.log_scale,
-        outside=lattice.outside,
-        spread=result.spread,
-    )
+    return dataclasses.replace(result, infinite=lattice.infinite, log_scale=lattice.log_scale, outside=lattice.outside)
 
 
 def binned(index: Index, mass: Array, count: int = 0) -> Array:

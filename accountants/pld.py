@@ -161,8 +161,9 @@ def _epsilon_interval(counts: Counts, relation: NeighbouringRelation, delta: flo
 @functools.lru_cache(maxsize=256)
 def _delta_interval(counts: Counts, relation: NeighbouringRelation, epsilon: float, rtol: float) -> Interval:
     found = directions(counts, relation)
-    least = functools.partial(_with_renyi, Interval(0.0, 1.0), counts, relation, lambda rdp: rdp.get_delta(epsilon))
-    interval = _worst([DeltaQuestion(epsilon) for _ in found], found, rtol, least)
+    interval = _worst(
+        [DeltaQuestion(epsilon) for _ in found], found, rtol, functools.partial(_least, counts, relation, epsilon)
+    )
     spent = max(direction.spent for direction in found)
     interval = Interval(min(spent + interval.lower, 1.0), min(spent + interval.upper, 1.0))
     if not all(direction.attained for direction in found):
@@ -222,6 +223,11 @@ def _with_renyi(
     return Interval(interval.lower, max(min(interval.upper, bound(rdp)), interval.lower))
 
 
+def _least(counts: Counts, relation: NeighbouringRelation, epsilon: float) -> Interval:
+    """An interval of δ that takes next to no time."""
+    return _with_renyi(Interval(0.0, 1.0), counts, relation, lambda rdp: rdp.get_delta(epsilon))
+
+
 @functools.lru_cache(maxsize=64)
 def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[float, ...], rtol: float) -> tuple[Array, Array]:
     wanted = np.array(epsilons)
@@ -237,8 +243,9 @@ def _profile(counts: Counts, relation: NeighbouringRelation, epsilons: tuple[flo
             ordered = np.unique(epsilons)
             for anchor in np.unique(ordered[np.linspace(0, len(ordered) - 1, _ANCHORS).round().astype(int)]):
                 search = Search(DeltaQuestion(float(anchor)), batches(direction), rtol)
-                if search.guess <= _FAINT:
-                    continue  # what a smaller ε gives bounds this one too
+                if search.guess <= _FAINT and (bound := _least(counts, relation, float(anchor)).upper) <= _FAINT:
+                    most = np.where(wanted >= anchor, np.minimum(most, bound), most)
+                    continue
                 search.run(unless_below=0.0)
                 if search.compositions is None:
                     continue
