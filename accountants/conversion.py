@@ -30,8 +30,8 @@ CONVERSIONS = ("tight", "classic")
 
 _GAP_RATIO = 4.0
 _GAPS = np.concatenate([[0.0], _GAP_RATIO ** -np.arange(24.0)])  # 1 − t₀ to begin with: 0, and 1 down to 1e-14
-_ROUNDS = 10
-_REFINED = 12  # orders that are: the best one after refining is among the best few before
+_FIRST, _ROUNDS = 5, 17  # of the search for t₀: for every order, and in all for the best few
+_REFINED = 12
 # Float rounding in ρ and in the formulas above is below 1e-11 relative and 1e-13 absolute. Adding this much
 # keeps every reported ε an upper bound.
 _ROUND_UP_RELATIVE = 1e-9
@@ -110,24 +110,24 @@ def _classic(orders: Array, rdp: Array, delta_: float) -> Array:
 
 
 def _tight(orders: Array, rdp: Array, delta_: float, refined: int = _REFINED) -> Array:
-    """ε of each order. Only the `refined` best ones are searched for the best t₀; the others are upper bounds all the same."""
+    """ε of each order. Only the `refined` best ones are searched to the end for the best t₀; the others are bounds too."""
     best = np.where(rdp == 0, 0.0, np.inf)
-    use = np.flatnonzero((rdp > 0) & np.isfinite(rdp))
-    if not len(use):
+    few = np.flatnonzero((rdp > 0) & np.isfinite(rdp))
+    if not len(few):
         return best
-    coarse = _tangent_bound(orders[use], rdp[use], delta_, _GAPS[:, None])
-    best[use] = bound = coarse.min(axis=0)
-    few = np.argsort(bound)[:refined]
-    alpha, rho, bound = orders[use][few], rdp[use][few], bound[few]
+    coarse = _tangent_bound(orders[few], rdp[few], delta_, _GAPS[:, None])
+    best[few] = coarse.min(axis=0)
     # Ternary search of the logarithm around the best of the grid; every point tried is a valid bound.
-    centre = np.log(_GAPS[np.maximum(coarse[:, few].argmin(axis=0), 1)])
+    centre = np.log(_GAPS[np.maximum(coarse.argmin(axis=0), 1)])
     low, high = centre - math.log(_GAP_RATIO), np.minimum(centre + math.log(_GAP_RATIO), 0.0)
-    for _ in range(_ROUNDS):
+    for step in range(_ROUNDS):
+        if step == _FIRST:
+            chosen = np.argsort(best[few])[:refined]
+            few, low, high = few[chosen], low[chosen], high[chosen]
         left, right = low + (high - low) / 3, high - (high - low) / 3
-        at_left, at_right = _tangent_bound(alpha, rho, delta_, np.exp(np.stack([left, right])))
-        bound = np.minimum(bound, np.minimum(at_left, at_right))
+        at_left, at_right = _tangent_bound(orders[few], rdp[few], delta_, np.exp(np.stack([left, right])))
+        best[few] = np.minimum(best[few], np.minimum(at_left, at_right))
         low, high = np.where(at_left < at_right, low, left), np.where(at_left < at_right, right, high)
-    best[use[few]] = bound
     return best
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 from scipy.stats import norm
 
-from accountants import RdpAccountant, conversion, dpsgd_event
+from accountants import GaussianDpEvent, LaplaceDpEvent, RdpAccountant, conversion, dpsgd_event
 
 ORDERS = np.array(RdpAccountant().orders)
 
@@ -97,3 +97,33 @@ def test_edges():
     assert conversion.epsilon(ORDERS, infinite, 1e-5)[0] == math.inf
     assert conversion.delta(ORDERS, infinite, 5.0) == 1.0
     assert conversion.delta(ORDERS, zeros, 0.0) == pytest.approx(1e-300)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(GaussianDpEvent, st.floats(0.3, 30)),
+            st.builds(LaplaceDpEvent, st.floats(0.3, 30)),
+            st.builds(dpsgd_event, st.floats(0.6, 10), st.floats(1e-4, 0.9), st.integers(1, 10_000)),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.floats(1e-8, 0.7),
+)
+def test_orders_given_up_early_were_not_the_best(events, delta):
+    accountant = RdpAccountant()
+    for event in events:
+        accountant.compose(event)
+    whole = conversion.each(ORDERS, accountant.rdp, delta).min()  # searches every order to the end
+    assert accountant.get_epsilon(delta) <= max(whole, 0) * (1 + 1e-3) + 1e-4
+
+
+def test_delta_rises_with_what_is_composed():
+    def delta(count):
+        accountant = RdpAccountant(neighbouring_relation="zero_out").compose(dpsgd_event(1.88, 0.0196, count))
+        return accountant.compose(LaplaceDpEvent(0.65)).compose(GaussianDpEvent(7.8), 10).get_delta(0.5)
+
+    found = [delta(count) for count in (1, 9, 10, 30, 100)]
+    assert found == sorted(found)
