@@ -6,13 +6,11 @@ Kairouz, Oh, Viswanath 2015 (randomised response dominates every (ε, δ) guaran
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants.pairs import ROUND, Cells
+from accountants.pairs import ROUND, Alone, Cells
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -22,7 +20,7 @@ MAX_ATOMS = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AtomicPair:
+class AtomicPair(Alone):
     """Losses first + i · gap with P-mass mass[i], a batch of one.
 
     Attributes:
@@ -70,18 +68,8 @@ class AtomicPair:
     def spacing(self) -> Array:
         return np.array([[self.gap]])
 
-    def atom_at_zero(self) -> bool:
-        return False
-
     def atoms(self) -> tuple[Array, Array, Array]:
         return self.losses, self.mass, self.q
-
-    def family(self) -> Hashable:
-        return id(self)
-
-    def stacked(self, others: Sequence[Self]) -> Self:
-        assert not others
-        return self
 
 
 def kept(mass: Array, low: Array, high: Array) -> tuple[Index, Index]:

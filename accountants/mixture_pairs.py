@@ -4,14 +4,12 @@ The loss L(x) = log Σ wᵢ e^{μᵢx − μᵢ²/2} increases in x, so interval
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accountants import special
-from accountants.pairs import ROUND, SQRT_HALF, Cells, normal_masses
+from accountants.pairs import ROUND, SQRT_HALF, Alone, Cells, normal_masses
 
 Array = NDArray[np.float64]
 
@@ -19,7 +17,7 @@ _FAR = 1e3  # standard deviations: further than any mass
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixturePair:
+class MixturePair(Alone):
     """A batch of one.
 
     Attributes:
@@ -70,22 +68,6 @@ class MixturePair:
         if self.remove:
             return self._loss(special.ndtri(low)), self._loss(-special.ndtri(high))
         return -self._loss(largest - special.ndtri(low)), -self._loss(special.ndtri(high) + smallest)
-
-    def spacing(self) -> None:
-        return None
-
-    def atom_at_zero(self) -> bool:
-        return False
-
-    def atoms(self) -> None:
-        return None
-
-    def family(self) -> Hashable:
-        return id(self)
-
-    def stacked(self, others: Sequence[Self]) -> Self:
-        assert not others
-        return self
 
     def _loss(self, x: Array) -> Array:
         mu = self.means.reshape(-1, *([1] * np.ndim(x)))

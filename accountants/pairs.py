@@ -95,6 +95,26 @@ class Stackable:
         return type(self)(**values)
 
 
+class Alone:
+    """A pair of a family of its own: a batch of one, without atoms unless the class says otherwise."""
+
+    def spacing(self) -> Array | None:
+        return None
+
+    def atom_at_zero(self) -> bool:
+        return False
+
+    def atoms(self) -> tuple[Array, Array, Array] | None:
+        return None
+
+    def family(self) -> Hashable:
+        return id(self)
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        assert not others
+        return self
+
+
 @dataclasses.dataclass(frozen=True)
 class GaussianPair(Stackable):
     """N(μ, 1) against N(0, 1): the loss is N(μ²/2, μ²) under P. Symmetric, so it serves both directions.

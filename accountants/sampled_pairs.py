@@ -7,13 +7,12 @@ Sources: Zhu, Dong, Wang 2022; Balle, Barthe, Gaboardi 2018, Theorem 2 (advanced
 """
 
 import dataclasses
-from collections.abc import Hashable, Sequence
-from typing import Self
+from collections.abc import Hashable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants.pairs import ROUND, Cells, LaplacePair, Pair, Stackable
+from accountants.pairs import ROUND, Alone, Cells, LaplacePair, Pair, Stackable
 
 Array = NDArray[np.float64]
 
@@ -169,7 +168,7 @@ class ReplacePair(Stackable):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RevealedPair:
+class RevealedPair(Alone):
     """One of several pairs at random, where the choice is independent of the unit and may be seen. A batch of one.
 
     Attributes:
@@ -191,22 +190,6 @@ class RevealedPair:
     def base_quantiles(self, low: Array, high: Array) -> tuple[Array, Array]:
         a, b = self.pairs.base_quantiles(low, high)
         return a.min(axis=0, keepdims=True), b.max(axis=0, keepdims=True)
-
-    def spacing(self) -> None:
-        return None
-
-    def atom_at_zero(self) -> bool:
-        return False
-
-    def atoms(self) -> None:
-        return None
-
-    def family(self) -> Hashable:
-        return id(self)
-
-    def stacked(self, others: Sequence[Self]) -> Self:
-        assert not others
-        return self
 
 
 def _sampled_loss(loss: Array, rate: Array) -> Array:
