@@ -51,7 +51,7 @@ from accountants.events import (
     as_event,
     dpsgd_event,
 )
-from accountants.filters import Filter, Odometer
+from accountants.filters import Filter, Odometer, gaussian_ceiling
 from accountants.histories import from_opacus_history
 from accountants.interval import Interval
 from accountants.ledger import Ledger
@@ -144,6 +144,7 @@ __all__ = [
     "from_dict",
     "from_json",
     "from_opacus_history",
+    "gaussian_ceiling",
     "gdp",
     "make_accountant",
     "parse_policy",

@@ -44,7 +44,8 @@ class Breakdown:
     """Total and components, all at the same δ under the same neighbouring relation; every ε is an upper bound.
 
     Attributes:
-      epsilon: of everything.
+      epsilon: of everything that was charged. Where `promised` is given, a reading of what was spent and no guarantee.
+      promised: what was fixed beforehand, where what was charged depended on what had been released; else None.
       lower: a certain lower bound of it; 0 where the accountant has none.
       accountant: who gave every ε here, "pld" or "rdp".
       order: Rényi order in which `share` is meant: the one at which the Rényi accountant's ε is least.
@@ -62,10 +63,18 @@ class Breakdown:
     rdp_at_order: float
     conversion_term: float
     components: tuple[Component, ...]
+    promised: float | None = None
+
+    @property
+    def guarantee(self) -> float:
+        """ε that may be stated: `promised`, or `epsilon` where nothing had to be promised."""
+        return self.epsilon if self.promised is None else self.promised
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an infinite ε becomes the string "inf", which `float` reads back."""
-        result = dataclasses.asdict(self)
+        """JSON-ready, with the guarantee as `epsilon`; an infinite ε becomes the string "inf", which `float` reads back."""
+        result = dataclasses.asdict(self) | {"epsilon": self.guarantee, "spent": self.epsilon}
+        if result.pop("promised") is not None:
+            result["lower"] = 0.0  # of the guarantee; what was spent is no bound of it
         result["neighbouring_relation"] = str(self.neighbouring_relation)
         result["components"] = [
             {key: finite_or_text(value) for key, value in component.items()} for component in result["components"]

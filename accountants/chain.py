@@ -120,6 +120,18 @@ class LedgerContents:
     commitments: tuple[Commitment, ...] = ()
 
     @property
+    def promise(self) -> DpEvent | None:
+        """What all charges amount to at most, fixed beforehand, where what was charged depended on what had been released.
+
+        It stands in `public`, as `event_json.to_dict` makes it. None where nothing was chosen: then the charges say it.
+
+        Raises:
+          InvalidEventError: what stands there is no event.
+        """
+        stated = self.public.get("promise")
+        return None if stated is None else from_dict(stated)
+
+    @property
     def head(self) -> str:
         """SHA-256 that commits to every line."""
         return self.hashes[-1]

@@ -40,8 +40,11 @@ _DEPTH = 8  # roundings on each level of the transform's summation tree, generou
 WEIGHT_ERROR = 1e-14
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
-_REPEATS, _MORE = 8, 1.02  # of trying what has to be taken off, and by how much more than last time
+_REPEATS, _MORE = 16, 1.02  # of trying what has to be taken off, and by how much more than last time
+_FURTHER = 30.0  # times as much instead, where rounding hides what has to be; the square of it next time
+_WASTED = 0.1  # part of it that may be too much
 _TRIES, _REFINEMENTS = 65, 4  # of ε where δ is a sum
+_LEAST = 1e-307  # mass above nothing
 _TINY = 1e-290  # below it products of magnitudes are nothing, and more than they are
 MAX_POINTS = 2**24
 """Of one transform."""
@@ -93,6 +96,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     from scipy.fft import irfft, next_fast_len, rfft  # a quarter of the time of `import accountants`
 
     step = parts[0][0].step
+    assert all(lattice.tilt in (0, tilt) for lattice, _ in parts)  # what is missing from a composition is known at its own tilt
     if any(not lattice.mass[row].any() for lattice, counts in parts for row in np.flatnonzero(counts)):
         # A lower bound that came to nothing.
         return Composition(0.0, step, np.zeros(2), 0.0, 0.0, tilt, 0.0, 0.0, 0.0, 0.0, 0.0, sign)
@@ -108,7 +112,7 @@ def compose(parts: Sequence[tuple[Lattice, Array]], tilt: float, *, sign: int) -
     count = length // 2 + 1
     spectrum = Spectrum(count, relative_rounding(length))
     shift, total = 0, 0.0
-    largest = sum(float(counts @ (lattice.origin + step * lattice.index[-1])) for lattice, counts in parts)
+    largest = sum(float(counts @ lattice.largest) for lattice, counts in parts)
     for weights, centres, atoms, times in _blocks(parts, tilt, length):
         spectrum.multiply(rfft(weights, axis=1), atoms, weights.sum(axis=1), times)
         shift += int(centres.astype(object) @ times.astype(np.int64).astype(object))
@@ -239,6 +243,8 @@ def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattic
     exponent = -c.tilt * (losses - centre)
     with np.errstate(under="ignore"):
         mass = mass * np.exp(np.clip(exponent, -745.0, _LARGE))
+    if c.sign > 0:
+        mass = np.maximum(mass, _LEAST)  # what underflows is not nothing
     if c.sign > 0 and (far := exponent > _LARGE).any():
         # Losses so low that their true mass, 1 at most, does not fit: all of it at the first loss that fits.
         mass[far] = 0.0
@@ -249,6 +255,8 @@ def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattic
         infinite=np.array([c.infinite]),
         log_scale=c.log_scale - c.tilt * centre,
         outside=c.outside,
+        tilt=c.tilt,
+        beyond=c.largest + step - float(result.losses[0, -1]),
     )
 
 
@@ -342,16 +350,26 @@ def epsilon(composition: Composition, delta_: float) -> float:
 
 def _epsilon_of_spread(c: Composition, delta_: float) -> float:
     """An ε at which δ is more than `delta_`: where the lattice's own δ is more by at least what has to be taken off."""
-    whole, taken_off = dataclasses.replace(c, spread=0.0), 0.0
+    whole, best = dataclasses.replace(c, spread=0.0), 0.0
+    taken_off, too_little, enough, further = 0.0, 0.0, math.inf, _FURTHER
     for _ in range(_REPEATS):
         found = epsilon(whole, min(delta_ + taken_off, 1.0))
-        if not 0 < found < math.inf:
+        if found in (0.0, math.inf) and not taken_off:
             return found
-        needed = float(deltas(whole, np.array([found]))[0] - deltas(c, np.array([found]))[0])
-        if needed <= taken_off:
-            return found
-        taken_off = _MORE * needed
-    return 0.0
+        left = float(deltas(c, np.array([found]))[0]) if found else math.inf
+        if left > delta_:
+            best, enough = max(best, found), taken_off
+            if left - delta_ <= _WASTED * (delta_ + taken_off):
+                break
+        else:
+            too_little = taken_off
+        if enough < math.inf:
+            taken_off = math.sqrt((too_little + delta_) * (enough + delta_)) - delta_
+        elif 0 < left and (needed := float(deltas(whole, np.array([found]))[0]) - left) > taken_off:
+            taken_off = _MORE * needed
+        else:  # how much is needed can't be told where nothing is left, or where δ is below the last digit of it
+            taken_off, further = further * (delta_ + taken_off), further**2
+    return best
 
 
 def _crossing(c: Composition, target: float, centre: float) -> float:

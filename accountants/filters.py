@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from accountants import conversion
 from accountants.domains import open_unit, positive
 from accountants.errors import BudgetExceededError
-from accountants.events import NeighbouringRelation
+from accountants.events import GaussianDpEvent, NeighbouringRelation
+from accountants.pairs import GaussianPair
 from accountants.rdp import DEFAULT_ORDERS, RdpAccountant, check_orders
+from accountants.roots import falling_zero
+from accountants.single import curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,35 @@ class Filter:
     def remaining(self) -> float:
         """The part of the Rényi budget that is left, from 1 to 0."""
         return 1 - float(self._accountant.rdp[0]) / self.allowance if self.allowance else 0.0
+
+
+def gaussian_ceiling(epsilon: float, delta: float) -> GaussianDpEvent:
+    """What Gaussian mechanisms amount to at most, chosen with sight of what was released, as long as they never add up to more
+    than (ε, δ): one Gaussian mechanism of that cost, and so at every other δ too.
+
+    Gaussians need no filter of Rényi divergences: their 1/σ² add up, however they were chosen (Smith and Thakurta 2022,
+    Theorem 1).
+
+    Args:
+      epsilon: > 0.
+      delta: in (0, 1).
+    """
+    epsilon, delta = positive(epsilon, "epsilon"), open_unit(delta, "delta")
+
+    def excess(sigma: float) -> float:
+        """> 0 where it certainly costs more."""
+        return math.log(max(curve(GaussianPair(np.array([[1 / sigma]])), epsilon).lower, 1e-320) / delta)
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    low = high / 2
+    while excess(low) <= 0 and low > 1e-150:
+        low /= 2
+    root, margin = falling_zero(excess, low, high, rtol=1e-14), 0.0
+    while margin < 1 and excess(root * (1 - margin)) <= 0:
+        margin = min(max(4 * margin, 1e-14), 1.0)
+    return GaussianDpEvent(root * (1 - margin))
 
 
 class Odometer:

@@ -41,6 +41,7 @@ _TOO_MANY = 30.0
 _FAINT = 0.2  # |B| below which H/B is not taken
 _STEEPEST = 75.0  # tilt, over 1/ε: results are precise up to several times ε
 _TILTS = np.geomspace(1e-3, _STEEPEST, 41)  # over 1/ε
+_FAINTEST = 1e-250  # jumps expected, under the tilt, that numbers are precise for
 _LARGE = 50.0  # largest exponent
 
 
@@ -58,9 +59,11 @@ def compose(parts: Parts, cutoff: float, epsilon: float, *, sign: int) -> tuple[
       sign: +1 to bound from above, −1 from below.
 
     Raises:
-      NotRareError: see there.
+      NotRareError: see there; or a part is a composition, of which mass may be missing, known at another tilt alone.
       TooLongError: the transform would be.
     """
+    if any(lattice.tilt for lattice, _ in parts):
+        raise NotRareError
     rows = [row for lattice, counts in parts for row in _rows(lattice, counts, cutoff)]
     tilt = _tilt(rows, epsilon)
     low, high = _window(rows, tilt)
@@ -136,7 +139,7 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
     outside = 2 * (OUTSIDE + sum(lattice.outside * float(counts.sum()) for lattice, counts in parts))
     largest = origin + step * sum(row.times * float(max(row.index[-1], row.far_index.max(initial=0))) for row in rows)
     expected = _log_masses(rows, tilt)[1]
-    if expected > _TOO_MANY or (expected == 0 and any(len(row.far_index) for row in rows)):
+    if expected > _TOO_MANY or (expected < _FAINTEST and any(len(row.far_index) for row in rows)):
         raise NotRareError
     if expected == 0:
         return dataclasses.replace(without, mass=np.zeros(2), error=0.0, noise=0.0, outside=0.0, infinite=0.0, largest=largest)

@@ -49,7 +49,9 @@ class Lattice:
       mass: (k, n), non-negative, in units of e^log_scale.
       infinite: mass at infinite loss, (k,).
       log_scale: 0 but for measures that are compositions themselves.
-      outside: mass that is missing, tilted and relative; 0 but for compositions.
+      outside: mass that is missing, relative, when all is tilted by `tilt`; 0 but for compositions.
+      tilt: θ; 0 where nothing is missing.
+      beyond: how far beyond the last point losses may go, in what is missing; less than 0 if not so far.
       spread: not 0 where atoms were split between lattice points as in an upper bound; what has to be taken off for a lower one
         follows from it, see `spread`.
     """
@@ -61,12 +63,19 @@ class Lattice:
     infinite: Array
     log_scale: float = 0.0
     outside: float = 0.0
+    tilt: float = 0.0
+    beyond: float = 0.0
     spread: float = 0.0
 
     @property
     def losses(self) -> Array:
         """(k, n)."""
         return self.origin[:, None] + self.step * self.index
+
+    @property
+    def largest(self) -> Array:
+        """No finite loss is larger, (k,)."""
+        return self.origin + self.step * self.index[-1] + self.beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +203,9 @@ def moved(lattice: Lattice, step: float, *, sign: int, spread: bool) -> Lattice:
     used = np.flatnonzero(lattice.mass[0])
     if not len(used):
         return dataclasses.replace(lattice, step=step)
+    assert not lattice.outside
     result = on_lattice(lattice.losses[0, used], lattice.mass[0, used], step, sign=sign, spread=spread)
-    return dataclasses.replace(result, infinite=lattice.infinite, log_scale=lattice.log_scale, outside=lattice.outside)
+    return dataclasses.replace(result, infinite=lattice.infinite, log_scale=lattice.log_scale)
 
 
 def binned(index: Index, mass: Array, count: int = 0) -> Array:

@@ -181,6 +181,8 @@ class Ledger:
     def _load(self, relation: NeighbouringRelation, unit: str, public: Mapping[str, Any] | None) -> None:
         """Verifies what is there, refuses other terms, and only then drops a torn last line or starts a header."""
         declared = json_ready(public or {})
+        if own := declared.keys() & {"neighbouring_relation", "unit"}:
+            raise LedgerError(f"{min(own)} is an argument of its own, not one of the facts in `public`")
         raw = self._read()
         contents = parse(raw)
         if contents is not None:
@@ -201,6 +203,7 @@ class Ledger:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         if contents is None:
             self._begun = LedgerContents(relation, unit, declared, (), ())
+            _ = self._begun.promise  # refused if malformed
             header = {"kind": "header", "schema": SCHEMA, "time": now, "unit": unit, "public": declared}
             self._append(header | {"neighbouring_relation": str(relation)})
             sync_folder(self.path.parent)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from accountants.chain import LedgerContents
 from accountants.errors import LedgerError
+from accountants.event_json import to_dict
+from accountants.events import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from accountants.runs import Run, run_of
 
 
@@ -54,6 +56,8 @@ def merged(runs: Sequence[Run], delta: float | None = None, accountant: str = "a
     }
     if len(sizes) == 1 and None not in sizes:
         public["num_examples"] = sizes.pop()
+    if any(run.contents.promise is not None for run in runs):
+        public["promise"] = to_dict(ComposedDpEvent(tuple(run.contents.promise or _composed(run) for run in runs)))
     charges = tuple(
         dataclasses.replace(charge, path=f"{name}/{charge.path}")
         for name, run in zip(names, runs, strict=True)
@@ -69,6 +73,10 @@ def merged(runs: Sequence[Run], delta: float | None = None, accountant: str = "a
         ],
     }
     return run_of(contents, " + ".join(names), delta, accountant, facts)
+
+
+def _composed(run: Run) -> DpEvent:
+    return ComposedDpEvent(tuple(SelfComposedDpEvent(charge.event, charge.count) for charge in run.spent.charges))
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -18,7 +18,7 @@ from accountants.event_json import from_dict, to_dict
 from accountants.events import as_relation
 from accountants.profile import Profile, gdp, profile
 
-SCHEMA = 4
+SCHEMA = 5
 """Of privacy.json."""
 
 _REDERIVED = 1e-6
@@ -29,6 +29,7 @@ _TOLERANCE = {"gdp": 1e-3}
 
 _DERIVED = (
     "epsilon",
+    "spent",
     "lower",
     "accountant",
     "order",
@@ -50,28 +51,33 @@ _EVERY = 8
 
 
 def breakdown_of(contents: LedgerContents, delta: float | None = None, accountant: str = "auto") -> Breakdown:
-    """The breakdown of a ledger, at `delta` or at the one its header declares.
+    """The breakdown of a ledger, at `delta` or at the one its header declares, with what was promised.
 
     Raises:
-      LedgerError: no δ was given and the header has none.
+      LedgerError: no δ was given and the header has none; or more was spent than was promised.
       UnsupportedEventError: the accountant asked for has no bound for what the ledger holds.
     """
     delta = contents.public.get("delta") if delta is None else delta
     if delta is None:
         raise LedgerError("this ledger declares no delta; give one with --delta")
-    return break_down(
-        contents.charges,
-        open_unit(delta, "delta"),
-        neighbouring_relation=contents.neighbouring_relation,
-        accountant=accountant,
-    )
+    relation, promise = contents.neighbouring_relation, contents.promise
+    spent = break_down(contents.charges, open_unit(delta, "delta"), neighbouring_relation=relation, accountant=accountant)
+    if promise is None:
+        return spent
+    promised = make_accountant(spent.accountant, neighbouring_relation=relation).compose(promise).get_epsilon(delta)
+    if promised < spent.lower:
+        raise LedgerError(f"more was spent (ε ≥ {lower(spent.lower)}) than the header promises (ε ≤ {upper(promised)})")
+    return dataclasses.replace(spent, promised=promised)
 
 
 def profile_of(contents: LedgerContents, accountant: str) -> tuple[Accountant, Profile]:
-    """Everything that a ledger records, composed, and its privacy profile."""
+    """Everything that a ledger records, composed, and its privacy profile; what it promises, if it does."""
     composed = make_accountant(accountant, neighbouring_relation=contents.neighbouring_relation, rtol=_PROFILE_RTOL)
-    for charge in aggregated(contents.charges):
-        composed.compose(charge.event, charge.count)
+    if (promise := contents.promise) is not None:
+        composed.compose(promise)
+    else:
+        for charge in aggregated(contents.charges):
+            composed.compose(charge.event, charge.count)
     return composed, profile(composed)
 
 
@@ -112,14 +118,19 @@ def text_table(breakdown: Breakdown) -> str:
     lines.insert(1, "-" * len(lines[0]))
     if math.isinf(breakdown.epsilon):
         return "\n".join(["No privacy guarantee: something was released without noise, ε = ∞ at every δ.", "", *lines])
-    how = (
-        f"{breakdown.accountant} accountant, exact ≥ {lower(breakdown.lower)}"
-        if breakdown.lower
-        else f"{breakdown.accountant} accountant"
-    )
+    how = f"{breakdown.accountant} accountant"
+    if breakdown.promised is not None:
+        how += "; fixed beforehand, whatever was released"
+    elif breakdown.lower:
+        how += f", exact ≥ {lower(breakdown.lower)}"
+    head = [f"ε ≤ {upper(breakdown.guarantee)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})"]
+    if breakdown.promised is not None:
+        head.append(
+            f"spent: ε = {upper(breakdown.epsilon)}, a reading and no guarantee: what was charged depended on what was released"
+        )
     return "\n".join(
         [
-            f"ε ≤ {upper(breakdown.epsilon)} at δ = {breakdown.delta:g} under {breakdown.neighbouring_relation} ({how})",
+            *head,
             "",
             *lines,
             "",

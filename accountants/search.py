@@ -49,6 +49,7 @@ _CUTOFF = 0.5  # of ε, from where a loss is a jump
 _POINTS = 300  # lattice points to ε, to begin with, where jumps are composed apart
 _LONGER = 2.5  # a step is taken instead where a transform would be too long
 _FEW = 8  # of a batch that are composed with all others at once
+_NOTHING = 1e-299  # δ
 _LOW_TAIL = 1e-14  # probability of the lowest losses that may be moved, in all
 
 Parts = list[tuple[Lattice, Array]]
@@ -194,6 +195,8 @@ class Search:
             return Interval(0.0, 0.0)
         if isinstance(question, EpsilonQuestion) and (largest := self._largest(question.delta)) <= unless_below:
             return Interval(0.0, largest)
+        if isinstance(question, DeltaQuestion) and self._largest(_NOTHING) <= question.epsilon(0.0):
+            return Interval(0.0, _NOTHING)
         best, before = Interval(0.0, math.inf), math.inf
         for _ in range(_ROUNDS):
             try:
@@ -228,7 +231,8 @@ class Search:
             step *= shrink
             # Thinned parts converge as well, should they be what makes it wide.
             self._fineness = [dataclasses.replace(f, largest=f.largest * shrink) for f in self._fineness]
-        return best if self._narrow(best) or best.upper <= unless_below else self._apart(best)
+        best = best if self._narrow(best) or best.upper <= unless_below else self._apart(best)
+        return best if isinstance(question, EpsilonQuestion) else Interval(best.lower, min(best.upper, self._variation()))
 
     def _variation(self) -> float:
         """At least the total variation of the composition, which is δ at ε = 0: it adds up."""

@@ -134,11 +134,10 @@ def _how_to_verify(document: Mapping[str, Any]) -> list[str]:
 def _accounting(document: Mapping[str, Any]) -> str:
     if document["epsilon"] == "inf":
         return "Nothing to account: ε is infinite."
+    between = f"{lower(document['lower'], 6)} and {upper(document['epsilon'], 6)}"
     how = {
-        "pld": (
-            "the composition of privacy loss distributions, numerically and with every error bounded; the exact ε lies between "
-            f"{lower(document['lower'], 6)} and {upper(document['epsilon'], 6)}"
-        ),
+        "pld": "the composition of privacy loss distributions, numerically and with every error bounded"
+        + ("" if _promised(document) else f"; the exact ε lies between {between}"),
         "rdp": "Rényi differential privacy, converted to (ε, δ) at the best order (Asoodeh et al. 2021)",
     }[document["accountant"]]
     return (
@@ -155,6 +154,11 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
     epsilon, delta = document["epsilon"], document["delta"]
     size = document["ledger"]["public"].get("num_examples")
     lines = [f"ε ≤ {upper(epsilon)} at δ = {delta:g}."]
+    if _promised(document):
+        lines.append(
+            "That was fixed beforehand, and everything here follows from it. What was charged adds up to ε = "
+            f"{upper(document['spent'])}, a reading and no guarantee: what was charged depended on what had been released."
+        )
     if isinstance(size, int) and size > 0:
         verdict = "well below 1, as it should be" if delta * size <= 0.1 else "TOO LARGE, whole examples could be published"
         lines.append(f"δ × n = {upper(delta * size, 2)} for the declared n = {size:,}: {verdict}.")
@@ -173,6 +177,10 @@ def _guarantee(document: Mapping[str, Any]) -> list[str]:
         f"What an attacker gains: a test for the presence of one {unit}, by someone who knows everything else and errs on 1 % "
         f"of those absent, finds at most {tpr} % of those present. Guessing finds 1 %.",
     ]
+
+
+def _promised(document: Mapping[str, Any]) -> bool:
+    return document["ledger"]["public"].get("promise") is not None
 
 
 def _factor(epsilon: float) -> str:

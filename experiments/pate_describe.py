@@ -54,14 +54,11 @@ def plan_text(job: "Job") -> str:
     ]
     rule = "given" if settings.delta is not None else "the largest power of ten up to 1/(10 n)"
     at = f"at δ = {job.delta:g} ({rule}; n = {job.units:,} declared public)"
+    rows.append(("guarantee", f"ε ≤ {upper(_certain(job))} {at}, fixed beforehand, whatever is answered"))
     if math.isfinite(job.epsilon_ceiling):
         fits = _fits(job)
-        rows.append(("guarantee", f"ε ≤ {upper(job.epsilon_ceiling)} {at}, fixed beforehand, whatever is answered"))
-        rows.append(
-            ("budget", f"for {fits:,} queries if all are answered" + (", more if some are refused" if voting.checks else ""))
-        )
-    else:
-        rows.append(("guarantee", f"ε ≤ {upper(_worst(job))} {at}, if all queries are answered"))
+        more = ", more if some are refused" if voting.checks and fits < job.choice.limit else ""
+        rows.append(("budget", f"ε ≤ {upper(job.epsilon_ceiling)}: for {fits:,} queries if all are answered{more}"))
     rows.append(("student", f"{settings.student_model}, {settings.student_steps:,} updates"))
     if settings == _preset_settings(settings):
         rows.append(("expect", preset(settings.dataset).expected))
@@ -78,11 +75,12 @@ def _fits(job: "Job") -> int:
     return min(job.choice.limit, calibrate_steps(job.voting.query_event, epsilon=job.epsilon_ceiling, delta=job.delta))
 
 
-def _worst(job: "Job") -> float:
+def _certain(job: "Job") -> float:
     from accountants.accountant import epsilon
     from accountants.events import SelfComposedDpEvent
 
-    return epsilon(SelfComposedDpEvent(job.voting.query_event, job.choice.limit), job.delta).epsilon
+    every = epsilon(SelfComposedDpEvent(job.voting.query_event, job.choice.limit), job.delta).epsilon
+    return min(every, job.epsilon_ceiling)
 
 
 def _preset_settings(settings: PateSettings) -> PateSettings:

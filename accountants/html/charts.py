@@ -63,7 +63,7 @@ def chart(
 def components(document: Mapping[str, Any], name: str) -> Chart:
     """Three honest columns."""
     rows = document["components"]
-    total = float(document["epsilon"])
+    total = float(document["spent"])
     shown = sorted(rows, key=lambda c: -c["share"])[:_SHOWN]
     finite = [v for c in shown for v in (float(c["epsilon_alone"]), float(c["epsilon_if_removed"])) if math.isfinite(v)]
     top = max([*finite, total if math.isfinite(total) else 0.0, 1e-9])

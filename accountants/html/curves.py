@@ -43,7 +43,7 @@ def spend(run: Run) -> Spend:
     charges = run.spent.charges
     counts = _counts_along(run.contents.charges, charges)
     events = counts.sum(axis=1)
-    total = float(run.document["epsilon"])
+    total = float(run.document["spent"])
     epsilon = np.array([0.0, *(min(_epsilon(run, charges, row), total) for row in counts[1:-1]), total])
     # More releases never cost less, whatever the last digit of a numerical bound says.
     epsilon = np.minimum.accumulate(epsilon[::-1])[::-1]
@@ -141,9 +141,9 @@ def remaining(run: Run) -> Remaining | None:
 
     more = {}
     for path, charge in list(last.items())[:_ROOMS]:
-        guess = charge.count * (epsilon / max(float(run.document["epsilon"]), 1e-9)) ** 2 - charge.count
+        guess = charge.count * (epsilon / max(float(run.document["spent"]), 1e-9)) ** 2 - charge.count
         more[path] = _room(functools.partial(_fits, base, charge.event, delta, epsilon), guess)
-    return Remaining(epsilon, float(run.document["epsilon"]), more)
+    return Remaining(epsilon, float(run.document["spent"]), more)
 
 
 _ROOMS = 3

@@ -163,7 +163,9 @@ def _cards(run: Run, left: curves.Remaining | None) -> list[tuple[str, str, str]
             "of those present are found at most, by any test that accuses 1 % of those absent. Guessing finds 1 %.",
         ),
     ]
-    if left is not None:
+    if "promise" in document["ledger"]["public"]:
+        cards.append(("Spent", f"ε = {upper(document['spent'])}", "A reading and no guarantee."))
+    elif left is not None:
         share = left.used / left.ceiling
         cards.append(
             (

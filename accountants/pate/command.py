@@ -116,7 +116,9 @@ def analysis_text(result: Analysis) -> str:
         *("  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2])]) for row in rows),
     ]
     if result.epsilon_exact_data_independent is not None:
-        lines.append(f"exactly, for any votes: ε ≤ {upper(result.epsilon_exact_data_independent)} (Gaussian DP)")
+        lines.append(
+            f"exactly, for so many answers from any votes: ε ≤ {upper(result.epsilon_exact_data_independent)} (Gaussian DP)"
+        )
     lines.append(
         "Do not publish the column of these votes: it depends on private data. One training example moves one vote a query."
     )

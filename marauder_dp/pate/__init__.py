@@ -6,6 +6,7 @@ from marauder_dp.pate.calibration import plan_voting
 from marauder_dp.pate.owners import Owner, read_owners
 from marauder_dp.pate.partitions import Partitions, partition, separately_held
 from marauder_dp.pate.predictions import compile_votes, histograms
+from marauder_dp.pate.promise import promise
 from marauder_dp.pate.student import StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble, TeacherTraining, compile_ensemble
 from marauder_dp.pate.voting import VotingPlan
@@ -24,6 +25,7 @@ __all__ = [
     "histograms",
     "partition",
     "plan_voting",
+    "promise",
     "read_owners",
     "separately_held",
     "train_student",

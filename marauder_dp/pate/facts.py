@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from accountants.event_json import to_dict
 from accountants.pate.record import Answer
 from accountants.report import upper
 
@@ -20,6 +21,8 @@ def public_header(job: "Job") -> Mapping[str, Any]:
         "voting": dataclasses.asdict(job.voting),
         "reproducible_noise": job.reproducible_seed is not None,
     }
+    if job.promise is not None:
+        header["promise"] = to_dict(job.promise)
     if math.isfinite(job.epsilon_ceiling):
         header["ceiling"] = {"epsilon": job.epsilon_ceiling, "delta": job.delta}
     return header
@@ -68,7 +71,7 @@ def pate_facts(job: "Job", answers: Sequence[Answer], test_accuracy: float | Non
             f"None. The training examples are split among {voting.teachers:,} teachers by a keyed hash; each trains on its own "
             "alone. Salted digests of all partitions are in the ledger."
         ),
-        "data_dependence": _data_dependence(job, answered < len(answers)),
+        "data_dependence": _data_dependence(job),
         "randomness": [
             "The noise key (64 bits) comes from the operating system and stays in the run's private folder; `--seed` sets "
             "partitions, initial parameters and the order of queries only.",
@@ -125,20 +128,16 @@ def _mechanism(job: "Job") -> str:
     )
 
 
-def _data_dependence(job: "Job", refused: bool) -> list[str]:
-    lines = ["ε above follows from public parameters and from how many queries were asked and answered, not from the votes."]
-    if math.isfinite(job.epsilon_ceiling):
-        lines.append(
-            f"What was fixed beforehand is the ceiling, ε ≤ {upper(job.epsilon_ceiling)} at δ = {job.delta:g}: it holds, as a "
-            "filter, whatever was answered. ε above is what was used of it."
-        )
-    elif job.voting.checks:
-        lines.append(
-            "How many were answered depends on the votes, through noisy checks, and no ceiling was fixed beforehand"
-            + (
-                ", so ε above is a reading of what was spent; a promise for this number of queries assumes all answered."
-                if refused
-                else "."
-            )
-        )
-    return lines
+def _data_dependence(job: "Job") -> list[str]:
+    if job.promise is None:
+        return ["No: every query costs the same, whatever the votes."]
+    return [
+        "ε above does not: it was fixed before the first query and follows from public parameters alone.",
+        "How many queries were answered depends on the votes, through noisy checks, and so does what was spent. "
+        + (
+            f"No answer was given that could have passed the ceiling, ε ≤ {upper(job.epsilon_ceiling)} at δ = {job.delta:g}; "
+            "as a filter it holds whatever was answered."
+            if math.isfinite(job.epsilon_ceiling)
+            else "ε above is what it would have been had all been answered."
+        ),
+    ]

@@ -7,6 +7,7 @@ by salted digests, so that it can be shown later, to someone entitled, that thes
 
 import contextlib
 import dataclasses
+import functools
 import math
 import secrets as entropy
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants import report
+from accountants import DpEvent, report
 from accountants.breakdown import Breakdown
 from accountants.budget import Budget
 from accountants.chain import LedgerContents
@@ -37,6 +38,7 @@ from marauder_dp.pate.ballots import cast_votes
 from marauder_dp.pate.facts import pate_facts, public_header
 from marauder_dp.pate.partitions import Partitions
 from marauder_dp.pate.predictions import Apply
+from marauder_dp.pate.promise import promise
 from marauder_dp.pate.queries import Choice, next_queries
 from marauder_dp.pate.student import STEPS_BETWEEN_CALLS, StudentTraining, train_student
 from marauder_dp.pate.teachers import Ensemble
@@ -107,6 +109,11 @@ class Job:
     counts_public: bool = True
     reproducible_seed: int | None = None
     permit: Permit | None = None
+
+    @functools.cached_property
+    def promise(self) -> DpEvent | None:
+        """What is fixed before the first query, where the number of answers depends on the votes."""
+        return promise(self.voting, self.choice.limit, epsilon_ceiling=self.epsilon_ceiling, delta=self.delta)
 
     @property
     def partitions(self) -> Partitions:
