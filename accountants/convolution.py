@@ -365,7 +365,7 @@ def _epsilon_of_spread(c: Composition, delta_: float) -> float:
             too_little = taken_off
         if enough < math.inf:
             taken_off = math.sqrt((too_little + delta_) * (enough + delta_)) - delta_
-        elif 0 < left and (needed := float(deltas(whole, np.array([found]))[0]) - left) > taken_off:
+        elif left > 0 and (needed := float(deltas(whole, np.array([found]))[0]) - left) > taken_off:
             taken_off = _MORE * needed
         else:  # how much is needed can't be told where nothing is left, or where δ is below the last digit of it
             taken_off, further = further * (delta_ + taken_off), further**2

@@ -21,7 +21,7 @@ keeps small gradients small. A non-finite entry in one group drops the example f
 Norms, factors and sums are float32 whatever the type of the parameters (float64 if that is their type), and at full
 precision where an accelerator's default for products is less.
 
-`loss_fn` sees one example at a time, so a loss that mixes examples can't be written.
+`loss_fn` sees one example at a time, so it can't mix them; a batching rule of its own (`custom_vmap`) could, and is refused.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 from accountants.events import NeighbouringRelation, as_relation
-from marauder_dp.convolutions import for_device, has_convolutions
+from marauder_dp.convolutions import for_device, has_convolutions, mixed_up
 from marauder_dp.cuts.engine import Gradients
 from marauder_dp.cuts.explain import Explanation
 from marauder_dp.cuts.explain import explain as explained
@@ -388,22 +388,33 @@ def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array |
             f"the loss of one example must be a floating-point scalar; got {out}. "
             "It is called with one example, without a batch dimension"
         )
+    every, effects, hidden = list(equations(jaxpr.jaxpr)), set(jaxpr.effects), False
+    if any(eqn.primitive.name.startswith("custom_vjp") for eqn in every):  # whose backward pass is not in the jaxpr
+        backward = jax.make_jaxpr(jax.grad(fn.loss_fn))(params, example)
+        every, effects = [*every, *equations(backward.jaxpr)], effects | backward.effects
+        hidden = has_convolutions(backward.jaxpr)
+    if any(eqn.primitive.name == "custom_vmap_call" for eqn in every):
+        raise ModelError(
+            "the loss has a batching rule of its own (custom_vmap), which sees all examples at once and may mix them: then "
+            "clipping would bound nothing. Replace it by plain functions, jax.vmap or jax.lax.map"
+        )
     local = {"InternalMutableArrayEffect"}  # of arrays that live and die inside the loss
-    effects = {type(effect).__name__ for effect in jaxpr.effects} - local
-    called = {eqn.primitive.name for eqn in equations(jaxpr.jaxpr) if "callback" in eqn.primitive.name}
-    if effects or called:
-        found = ", ".join(sorted(called or {eqn.primitive.name for eqn in equations(jaxpr.jaxpr) if eqn.effects}))
+    outward = {type(effect).__name__ for effect in effects} - local
+    called = {eqn.primitive.name for eqn in every if "callback" in eqn.primitive.name}
+    if outward or called:
+        found = ", ".join(sorted(called or {eqn.primitive.name for eqn in every if eqn.effects}))
         raise ModelError(
             f"the loss has side effects or calls Python ({found}): what leaves it so is private and unaccounted. Remove it "
             "(jax.debug.print, io_callback, pure_callback and the like)"
         )
     evaluate = jaxpr_as_fun(jaxpr)
     fn = dataclasses.replace(fn, loss_fn=lambda params, example: evaluate(*jax.tree.leaves((params, example)))[0])
-    # A custom_vjp's backward pass is not in the jaxpr, and may hold convolutions.
-    custom = any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(jaxpr.jaxpr))
-    entangled = custom or has_convolutions(jaxpr.jaxpr)
+    entangled = hidden or has_convolutions(jaxpr.jaxpr)
+    several = jax.device_count() > 1  # the batch may be spread over them
+    if several and (hidden or mixed_up(jaxpr.jaxpr, written_out=fn.method == "vmap")):
+        return fn, size, min(1, size), entangled
     if fn.micro_batch is not None:
         return fn, size, min(fn.micro_batch, size), entangled
-    if jax.device_count() > 1:  # the batch may be spread over devices, which groups would mix
+    if several:  # groups would mix what lies on different devices
         return fn, size, size, entangled
     return fn, size, in_equal_groups(size, examples_in_cache(jaxpr.jaxpr, params)), entangled

@@ -20,39 +20,64 @@ from marauder_dp.cuts.jaxprs import INLINE, bind, equations, scan_operands
 
 Array = jax.Array
 
+Chosen = Callable[[Any], bool]
+
 _CONVOLUTION = "conv_general_dilated"
 _LARGEST = 256 * 2**20  # bytes of all patches of one example
 _LONGEST = 32  # places of a kernel or window in one direction
 
 
-def as_products(fn: Callable[..., Any]) -> Callable[..., Any]:
+def as_products(fn: Callable[..., Any], chosen: Chosen = lambda eqn: True) -> Callable[..., Any]:
     """`fn` with its convolutions as matrix products, and its max-pooling as maxima, of slices.
 
-    Values and gradients are the same up to rounding; of equals in a window, the first gets the gradient. All convolutions are
-    rewritten or none: none where patches would be too large, where one is inside `cond`, `while`, `custom_jvp` or `custom_vjp`,
-    or where `fn` has side effects.
+    Values and gradients are the same up to rounding; of equals in a window, the first gets the gradient. All convolutions that
+    are `chosen` are rewritten or none: none where patches would be too large, where one is inside `cond`, `while`, `custom_jvp`
+    or `custom_vjp`, or where `fn` has side effects.
 
     Args:
       fn: any JAX function of arrays, such as the loss of one example.
+      chosen: which equations may be rewritten; by default all.
     """
 
     @functools.wraps(fn)
     def rewritten(*args: Any) -> Any:
         jaxpr, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        reached = list(_reached(jaxpr.jaxpr))
+        reached = [eqn for eqn in _reached(jaxpr.jaxpr) if _rewritable(eqn, chosen)]
         convolutions = [eqn for eqn in reached if eqn.primitive.name == _CONVOLUTION]
-        every = [eqn for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == _CONVOLUTION]
+        every = [eqn for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == _CONVOLUTION and chosen(eqn)]
         too_large = sum(map(_patch_bytes, convolutions)) > _LARGEST
         if not reached or len(convolutions) < len(every) or too_large or jaxpr.effects:
             return fn(*args)
-        return jax.tree.unflatten(jax.tree.structure(out), _run(jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(args)))
+        return jax.tree.unflatten(jax.tree.structure(out), _run(chosen, jaxpr.jaxpr, jaxpr.consts, jax.tree.leaves(args)))
 
     return rewritten
 
 
 def for_device(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`as_products(fn)` where that is faster, on a CPU; not on several, over which the whole of a batch may be spread."""
-    return as_products(fn) if jax.default_backend() == "cpu" and jax.device_count() == 1 else fn
+    """`as_products(fn)` where that is faster, on a CPU; on several devices only what has to be: see `mixed_up`."""
+    if jax.device_count() > 1:
+        return as_products(fn, lambda eqn: eqn.primitive.name == _CONVOLUTION and not factored(eqn))
+    return as_products(fn) if jax.default_backend() == "cpu" else fn
+
+
+def mixed_up(loss: Any, *, written_out: bool) -> bool:
+    """Whether gradients of examples that are spread over several devices may come out wrong.
+
+    XLA (seen with jax 0.10, CPU devices) gets the vmapped gradient of a convolution with respect to its kernel wrong when the
+    batch is sharded: most examples' are 0. Where the factored form takes its place, all is well.
+
+    Args:
+      loss: jaxpr of the loss of one example.
+      written_out: whether no gradient is factored.
+    """
+    every = sum(eqn.primitive.name == _CONVOLUTION for eqn in equations(loss))
+    safe = sum(eqn.primitive.name == _CONVOLUTION and factored(eqn) for eqn in _reached(loss))
+    return every > (0 if written_out else safe)
+
+
+def factored(eqn: Any) -> bool:
+    """Whether a convolution's gradient has a factored form (`cuts.factors`)."""
+    return eqn.params["batch_group_count"] == 1 and all(d == 1 for d in eqn.params["lhs_dilation"])
 
 
 def has_convolutions(jaxpr: Any) -> bool:
@@ -60,21 +85,21 @@ def has_convolutions(jaxpr: Any) -> bool:
     return any(eqn.primitive.name == _CONVOLUTION for eqn in equations(jaxpr))
 
 
-def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _run(chosen: Chosen, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     read = lambda var: var.val if isinstance(var, core.Literal) else env[var]  # noqa: E731
     for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _equation(eqn, [read(var) for var in eqn.invars]), strict=True))
+        env.update(zip(eqn.outvars, _equation(chosen, eqn, [read(var) for var in eqn.invars]), strict=True))
     return [read(var) for var in jaxpr.outvars]
 
 
-def _equation(eqn: Any, ins: list[Any]) -> list[Any]:
+def _equation(chosen: Chosen, eqn: Any, ins: list[Any]) -> list[Any]:
     name, body = eqn.primitive.name, _body(eqn)
-    if _rewritable(eqn):
+    if _rewritable(eqn, chosen):
         return [_RULES[name](eqn, *ins)]
-    if body is None or not any(_reached(body.jaxpr)):
+    if body is None or not any(_rewritable(inner, chosen) for inner in _reached(body.jaxpr)):
         return bind(eqn, ins)
-    run: Callable[[list[Any]], list[Any]] = functools.partial(_run, body.jaxpr, body.consts)
+    run: Callable[[list[Any]], list[Any]] = functools.partial(_run, chosen, body.jaxpr, body.consts)
     if name == "scan":
         consts, carries = scan_operands(eqn)
 
@@ -91,10 +116,9 @@ def _equation(eqn: Any, ins: list[Any]) -> list[Any]:
 
 
 def _reached(jaxpr: Any) -> Iterator[Any]:
-    """Equations that are rewritten."""
+    """Equations that can be rebuilt, those of bodies that are run once or scanned included."""
     for eqn in jaxpr.eqns:
-        if _rewritable(eqn):
-            yield eqn
+        yield eqn
         if (body := _body(eqn)) is not None:
             yield from _reached(body.jaxpr)
 
@@ -108,9 +132,11 @@ def _body(eqn: Any) -> core.ClosedJaxpr | None:
     return inner if hasattr(inner, "consts") else core.ClosedJaxpr(inner, ())
 
 
-def _rewritable(eqn: Any) -> bool:
+def _rewritable(eqn: Any, chosen: Chosen) -> bool:
     name, params = eqn.primitive.name, eqn.params
-    if name not in _RULES or not jnp.issubdtype((out := eqn.outvars[0].aval).dtype, jnp.floating) or not out.size:
+    if name not in _RULES or not chosen(eqn):
+        return False
+    if not jnp.issubdtype((out := eqn.outvars[0].aval).dtype, jnp.floating) or not out.size:
         return False
     if name == "reduce_window_max":
         return max(params["window_dimensions"]) <= _LONGEST

@@ -15,6 +15,7 @@ Array = jax.Array
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p", "broadcast_in_dim"}
 _MOVES |= {"slice", "split", "unstack"}
 _CAST = "convert_element_type"
+_PASSES = {_CAST, "name", "optimization_barrier", "sharding_constraint"}  # entries stay where they are
 _MULTIPLES = {"mul", "div", "neg"}
 
 
@@ -107,7 +108,7 @@ def _moved(eqn: Any, ins: list[Any], result: int) -> Callable[[Array], Array] | 
     """`Param.moved` of a result of an equation of parameters and constants."""
     if len(ins) != 1 or (before := ins[0].moved) is None:
         return None
-    if eqn.primitive.name == _CAST:
+    if eqn.primitive.name in _PASSES:
         return before
     return (lambda leaf: bind(eqn, [before(leaf)])[result]) if eqn.primitive.name in _MOVES else None
 

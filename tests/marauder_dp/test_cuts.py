@@ -214,6 +214,53 @@ def test_side_effects_are_refused():
             clipped_grad(calls, clip_norm=1.0, method=method)(jnp.ones(2), jnp.ones((3, 2)))
 
 
+def test_side_effects_of_a_backward_pass_are_refused():
+    """They are not in the jaxpr of the loss."""
+
+    def backward(x, g):
+        jax.debug.print("{}", g)
+        return (2 * g * x,)
+
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), backward)
+    for method in ("cuts", "vmap"):
+        with pytest.raises(ModelError, match="debug"):
+            clipped_grad(lambda w, x: jnp.sum(square(w) * x), clip_norm=1.0, method=method)(jnp.ones(2), jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_batching_rule_that_mixes_examples_is_refused(hidden):
+    """Batch normalisation, in the loss or in a backward pass: one example would move the gradients of all others."""
+
+    @jax.custom_batching.custom_vmap
+    def normalised(x):
+        return x
+
+    normalised.def_vmap(lambda size, batched, x: ((x - jnp.mean(x, 0)) / (jnp.std(x, 0) + 1), True))
+    passed = jax.custom_vjp(lambda x: x)
+    passed.defvjp(lambda x: (x, None), lambda _, g: (normalised(g),))
+    layer, _ones = passed if hidden else normalised, (jnp.ones((2, 3)), jnp.ones((4, 2)))
+    for method in ("cuts", "vmap"):
+        with pytest.raises(ModelError, match="custom_vmap"):
+            clipped_grad(lambda w, x: jnp.sum(layer(x @ w) ** 2), clip_norm=1.0, method=method)(
+                jnp.ones((2, 3)), jnp.ones((4, 2))
+            )
+
+
+@pytest.mark.parametrize("passed", ["name", "barrier"])
+def test_what_only_passes_a_parameter_on_stays_factored(passed):
+    from jax.ad_checkpoint import checkpoint_name
+
+    on = {"name": lambda w: checkpoint_name(w, "w"), "barrier": jax.lax.optimization_barrier}[passed]
+    loss = lambda w, x: jnp.sum(jnp.tanh(x @ on(w)))
+    w, x = normal(5, 4), normal(6, 3, 5)
+    (row,) = explain(loss, w, x).rows
+    assert row.route != "written out"
+    expected = jax.vmap(jax.grad(loss), (None, 0))(w, x)
+    found = clipped_grad(loss, clip_norm=1e6)(w, x)
+    np.testing.assert_allclose(found.sum, expected.sum(0), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 0.9999, 1.1, 1.7])
 def test_thousands_of_equal_terms_stay_below_the_clip_norm(value):
     for positions, rows, width in ((1000, 300, 500), (200, 30, 5000)):
