@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from accountants import budget_command, calibration, report, signing
 from accountants.accountant import ACCOUNTANTS, Accountant, make_accountant
@@ -24,7 +24,7 @@ from accountants.pate import command as votes_command
 from accountants.pld import DEFAULT_RTOL
 from accountants.profile import bayes_risk, gdp, profile
 from accountants.rdp import RdpAccountant
-from accountants.runs import Run, read_run
+from accountants.runs import DOCUMENT, LEDGER, Run, read_run
 from accountants.statement import statement
 from accountants.version import __version__
 
@@ -35,7 +35,14 @@ INTEGRITY_FAILURE = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser().parse_args(argv)
+    except _UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if "--json" in argv:
+            print(json.dumps({"error": str(error)}))
+        return USAGE_ERROR
     try:
         return int(args.run(args))
     except AccountingError as error:
@@ -48,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}; see {self.prog} --help")
 
 
 def _composed(args: argparse.Namespace) -> Accountant:
@@ -217,6 +235,8 @@ def _show_runs(args: argparse.Namespace, runs: list[Run]) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if Path(args.file).is_dir():
+        args.file = str(next((p for name in (DOCUMENT, LEDGER) if (p := Path(args.file) / name).is_file()), args.file))
     if not Path(args.file).is_file():
         raise LedgerError(f"there is no file {args.file}")
     if args.head is not None and not re.fullmatch("[0-9a-f]{64}", args.head):
@@ -277,7 +297,7 @@ def _show(args: argparse.Namespace, result: dict[str, Any], text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m accountants", description="Account for differential privacy: what was released, what it cost."
     )
     parser.add_argument("--version", action="version", version=f"accountants {__version__}")
@@ -347,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     shown(command("merge", _merge, "Several ledgers of one data set as one: what all of them cost together."))
 
     verify = command("verify", _verify, "Check a ledger's hash chain, or re-derive the figures of a privacy.json.")
-    verify.add_argument("file", metavar="LEDGER_OR_PRIVACY_JSON")
+    verify.add_argument("file", metavar="RUN", help="a run's folder, its privacy.json or its ledger.jsonl")
     verify.add_argument("--head", metavar="HASH", help="what the last hash must be: detects truncation")
     verify.add_argument("--key", metavar="PUBLIC", help="that FILE.sig must be made with: 64 digits, or a file with them")
 

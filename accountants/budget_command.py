@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from accountants import shared_budget, strict_json
+from accountants import policy, shared_budget, strict_json
 from accountants.breakdown import finite_or_text
 from accountants.budget_state import BudgetState
 from accountants.errors import InvalidEventError
 from accountants.event_json import from_dict, from_stored
 from accountants.events import DpEvent, GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
-from accountants.policy import ALL, read_policy
+from accountants.policy import ALL, Policy
 from accountants.report import upper
 from accountants.shared_budget import SharedBudget
 
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> Answer:
 
 
 def _init(args: argparse.Namespace) -> Answer:
-    policy = read_policy(args.policy)
+    made_for = policy.read_policy(args.policy)
     path = Path(args.budget) if args.budget else Path(args.policy).parent / shared_budget.FILE
-    with SharedBudget.create(path, policy) as budget:
-        return {"budget": str(path), "head": budget.head}, f"the budget of {policy.name} is {path}\nhead {budget.head}"
+    with SharedBudget.create(path, made_for) as budget:
+        return {"budget": str(path), "head": budget.head}, f"the budget of {made_for.name} is {path}\nhead {budget.head}"
 
 
 def _show(args: argparse.Namespace) -> Answer:
-    with SharedBudget(_path(args), read_only=True) as budget:
+    with SharedBudget(_path(args), _policy(args), read_only=True) as budget:
         state, head = budget.state, budget.head
     rows = [
         {
@@ -107,7 +107,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _reserve(args: argparse.Namespace) -> Answer:
     where = {"release": args.release, "cohort": args.cohort, "purpose": args.purpose, "run": args.label}
-    with SharedBudget(_path(args)) as budget:
+    with SharedBudget(_path(args), _policy(args)) as budget:
         made = budget.reserve([(args.path, _event(args), args.count)], **where, draw=True)
         return {"name": made.id, "head": budget.head}, f"reserved: {made.id}\nrelease now, then commit it\nhead {budget.head}"
 
@@ -142,6 +142,12 @@ def _path(args: argparse.Namespace) -> Path:
     """Of the budget: the file given, or the one in the folder given."""
     path = Path(args.budget)
     return path / shared_budget.FILE if path.is_dir() else path
+
+
+def _policy(args: argparse.Namespace) -> Policy | None:
+    """The one beside the budget, which must be as it was when the budget was made."""
+    path = _path(args).parent / policy.FILE
+    return policy.read_policy(path) if path.exists() else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -222,7 +222,9 @@ def verify(path: str | os.PathLike[str], head: str | None = None) -> dict[str, A
 
 
 def _verify_document(path: Path, document: Mapping[str, Any]) -> tuple[str, list[Charge]]:
-    if document.get("schema") != SCHEMA:
+    if "schema" not in document or "events" not in document:
+        raise LedgerError(f"{path} is no privacy.json: it has no schema or no events")
+    if document["schema"] != SCHEMA:
         raise LedgerError(f"schema {document.get('schema')!r:.40} is not the one this version reads ({SCHEMA}); upgrade")
     try:
         charges = [Charge(e["path"], from_dict(e["event"]), whole(e["count"], "count")) for e in document["events"]]

@@ -196,14 +196,14 @@ class SharedBudget:
 
     def _check_policy(self, policy: Policy) -> None:
         given, begun = chained.json_ready(policy.to_dict()), self.state.policy
-        for name in given:
-            if given[name] != begun[name]:
-                shown = "" if name == "fingerprint" else f": {begun[name]!s:.100}, not {given[name]!s:.100}"
-                raise LedgerError(
-                    f"the budget {self.path} was made for a policy with another {name}{shown}; "
-                    "a policy stays as it was when its budget was made",
-                    line=1,
-                )
+        if given != begun:
+            name, then, now = _difference(begun, given)
+            shown = "" if name.endswith(("fingerprint", "sha256")) else f": {then!s:.100}, not {now!s:.100}"
+            raise LedgerError(
+                f"the budget {self.path} was made for a policy with another {name}{shown}; "
+                "a policy stays as it was when its budget was made",
+                line=1,
+            )
 
     @contextlib.contextmanager
     def _locked(self, write: bool = False) -> Iterator[int]:
@@ -267,6 +267,14 @@ class SharedBudget:
         self.state.read(line)
         self._offset += len(line) + 1
         self._last = line + b"\n"
+
+
+def _difference(one: Any, other: Any, name: str = "") -> tuple[str, Any, Any]:
+    """The first entry in which two nested tables differ: its path, and both values (None where it is missing)."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return name, one, other
+    key = next(key for key in [*one, *other] if one.get(key) != other.get(key))
+    return _difference(one.get(key), other.get(key), f"{name}.{key}" if name else key)
 
 
 def _open(path: Path, flags: int) -> int:

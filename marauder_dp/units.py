@@ -16,6 +16,7 @@ from accountants.errors import VotesError
 from accountants.pate.votes import read_npy
 from marauder_dp.clipping import LossFn
 from marauder_dp.errors import DatasetError, PlanError
+from marauder_dp.memory import memory_limit
 from marauder_dp.trainable import path_name
 
 PyTree = Any
@@ -46,11 +47,11 @@ def group_by_unit(data: PyTree, unit_ids: Any, *, limit: int, seed: int = 0) -> 
       seed: public.
 
     Raises:
-      PlanError: the limit is not a whole number ≥ 1.
+      PlanError: the limit is not a whole number ≥ 1, or rows of so many don't fit into memory.
       DatasetError: ids and data have different lengths, there are none, or ids aren't integers or strings.
     """
     if not isinstance(limit, int) or limit < 1:
-        raise PlanError(f"limit, the most examples of a unit, must be a whole number of at least 1; got {limit!r}")
+        raise PlanError(f"the most examples of a unit must be a whole number of at least 1; got {limit!r}")
     ids = np.asarray(unit_ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iuUS" or not len(ids):
         raise DatasetError(f"unit_ids must be one integer or string for each example; got {ids.dtype} of shape {ids.shape}")
@@ -61,6 +62,13 @@ def group_by_unit(data: PyTree, unit_ids: Any, *, limit: int, seed: int = 0) -> 
     names, first, which = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(which, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(which))[:-1])
+    # All rows have the width that was asked for, even if no unit has so many: one unit more must not change what others draw.
+    row = limit * sum(np.asarray(leaf).nbytes // len(ids) + 9 for leaf in jax.tree.leaves(data))
+    if len(names) * row > memory_limit():
+        raise PlanError(
+            f"{len(names):,} units of up to {limit:,} examples take {len(names) * row / 2**30:,.1f} GiB, more than there is "
+            "memory for: allow fewer examples of a unit"
+        )
     chosen = np.empty((len(names), limit), np.int64)
     present = np.zeros((len(names), limit), bool)
     for row, unit in enumerate(np.argsort(first)):

@@ -138,3 +138,13 @@ def test_what_to_json_writes_is_taken_and_what_has_no_bound_is_said_to_have_none
     assert code == 2
     assert "no bound" in err
     assert "ceiling" not in err
+
+
+def test_a_policy_that_was_changed_is_named(folder, capsys):
+    answer(capsys, "init", folder / "policy.toml")
+    (folder / "policy.toml").write_text((PLAIN + COHORTS).replace("[0, 100]", "[0, 99]"))
+    for arguments in (("show", folder), ("reserve", folder, *MEAN, "--laplace=2")):
+        code, _, error = call(capsys, *arguments)
+        assert code == 4
+        assert "another cohorts." in error
+    assert (folder / "budget.jsonl").read_bytes().count(b"\n") == 1

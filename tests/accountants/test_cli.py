@@ -132,3 +132,23 @@ def test_a_ledger_without_delta_asks_for_one(capsys, tmp_path):
     acc.Ledger(tmp_path / "l").close()
     assert main(["report", str(tmp_path / "l")]) == 2
     assert "--delta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("epsilon", "--noise_multiplier=abc"), ("tradeoff", "--fpr", "x"), ("unheard",), ()])
+def test_what_the_parser_refuses_is_one_line_and_json_too(capsys, arguments):
+    assert main([*arguments, "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert json.loads(captured.out)["error"] in captured.err
+
+
+def test_verify_takes_a_folder(capsys, ledger):
+    folder = ledger.parent
+    named = folder / "ledger.jsonl"
+    ledger.rename(named)
+    assert main(["verify", str(folder)]) == 0
+    assert "every line follows" in capsys.readouterr().out
+    (folder / "privacy.json").write_text('{"a": 1}')
+    assert main(["verify", str(folder)]) == 4
+    assert "no privacy.json" in capsys.readouterr().out

@@ -46,8 +46,10 @@ def test_a_unit_is_clipped_once(problem):
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(PlanError, match="limit"):
+    with pytest.raises(PlanError, match="at least 1"):
         group_by_unit(np.ones(3), np.arange(3), limit=0)
+    with pytest.raises(PlanError, match="fewer examples of a unit"):
+        group_by_unit(np.ones(3), np.arange(3), limit=10**12)
     with pytest.raises(DatasetError, match="3 unit ids"):
         group_by_unit({"x": np.ones(4)}, np.arange(3), limit=1)
     with pytest.raises(DatasetError, match="float64"):
