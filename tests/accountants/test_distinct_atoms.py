@@ -82,3 +82,85 @@ def test_many_have_a_narrow_interval(events, count):
     found = accountant.epsilon_interval(1e-6)
     assert found.relative_width <= 1e-3
     assert accountant.delta_interval(found.upper).upper <= 1e-6 * (1 + 2e-3)
+
+
+def two_groups(first, count, second, times):
+    """Losses and their P-masses, (n,), of `count` and `times` runs of the worst mechanisms of two pure ε."""
+
+    def binomial(epsilon, n):
+        k = np.arange(n + 1)
+        logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k]
+        return (2 * k - n) * epsilon, np.array(logs) - k * math.log1p(math.exp(-epsilon)) - (n - k) * (
+            epsilon + math.log1p(math.exp(-epsilon))
+        )
+
+    (a, p), (b, q) = binomial(first, count), binomial(second, times)
+    return np.add.outer(a, b).ravel(), np.exp(np.add.outer(p, q).ravel())
+
+
+def exact_delta(losses, mass, epsilon):
+    above = losses > epsilon
+    return math.fsum((mass[above] * -np.expm1(epsilon - losses[above])).tolist())
+
+
+GROUPS = [
+    (0.06644755833613412, 22, 0.7404851841690916, 2),
+    (0.06, 3, 0.05, 1000),
+    (0.0022395007894343492, 475, 0.7526412786714974, 2),
+    (2.0, 1, 0.7, 1),
+    (1.0, 2, 0.3, 2),
+    (0.003, 30, 0.7, 40),
+]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("points", [12, 97])
+def test_a_profile_holds_everywhere_up_to_the_largest_loss(groups, points):
+    """Compositions are of compositions here, of which a window is all that is kept."""
+    losses, mass = two_groups(*groups)
+    first, count, second, times = groups
+    accountant = acc.PldAccountant()
+    accountant.compose(acc.EpsilonDeltaDpEvent(first), count).compose(acc.EpsilonDeltaDpEvent(second), times)
+    curve = acc.profile(accountant, np.linspace(0, 1.05 * losses.max(), points).tolist())
+    exact = np.array([exact_delta(losses, mass, e) for e in curve.epsilons])
+    assert (exact <= curve.upper * (1 + 1e-9) + 1e-290).all()
+    assert (curve.lower <= exact * (1 + 1e-9) + 1e-290).all()
+    usual = acc.profile(accountant)
+    # Neyman and Pearson: the most that a test which errs on 1 % of the absent finds.
+    order = np.argsort(-losses)
+    fpr = np.cumsum((mass * np.exp(-losses))[order])
+    whole = int(np.searchsorted(fpr, 0.01, side="right"))
+    tpr = math.fsum(mass[order][:whole].tolist())
+    assert tpr <= usual.max_tpr(0.01) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4])
+def test_epsilon_at_any_delta(groups, rtol):
+    losses, mass = two_groups(*groups)
+    first, count, second, times = groups
+    accountant = acc.PldAccountant(rtol=rtol)
+    accountant.compose(acc.EpsilonDeltaDpEvent(first), count).compose(acc.EpsilonDeltaDpEvent(second), times)
+    for delta in (0.3, 1e-3, 1e-6, 1e-13, 1e-16, 1e-20, 1e-30):
+        found = accountant.epsilon_interval(delta)
+        assert exact_delta(losses, mass, found.upper * (1 + 1e-9)) <= delta * (1 + 1e-9)
+        assert found.lower == 0 or exact_delta(losses, mass, found.lower * (1 - 1e-9)) >= delta * (1 - 1e-9)
+        assert found.upper <= losses.max() * (1 + 2 * rtol)
+
+
+def test_losses_far_below_1_at_a_tiny_delta():
+    """The tilt is as large as it gets, and the window ends far below the largest loss."""
+    losses, mass = two_groups(1.5e-10, 3, 1e-10, 1000)
+    accountant = acc.PldAccountant()
+    accountant.compose(acc.EpsilonDeltaDpEvent(1.5e-10), 3).compose(acc.EpsilonDeltaDpEvent(1e-10), 1000)
+    found = accountant.epsilon_interval(1e-30)
+    assert exact_delta(losses, mass, found.upper) <= 1e-30 <= exact_delta(losses, mass, found.lower)
+    assert accountant.delta_interval(2.954e-8).upper >= exact_delta(losses, mass, 2.954e-8) > 0
+
+
+def test_no_more_than_the_total_variation_nor_beyond_the_largest_loss():
+    sampled = acc.PoissonSampledDpEvent(0.3, acc.EpsilonDeltaDpEvent(0.7))
+    accountant = acc.PldAccountant().compose(acc.EpsilonDeltaDpEvent(0.5, 1e-6), 10).compose(sampled, 10)
+    for epsilon in (7.0, 7.1, 7.5):  # the largest loss when a unit is added is 6.6
+        found = accountant.delta_interval(epsilon)
+        assert 0.99 * found.upper <= found.lower <= found.upper < 1e-4
