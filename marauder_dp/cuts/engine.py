@@ -5,12 +5,14 @@
    hold all per-example gradients in factored form (`factors`).
 3. Sites are grouped by the parameters they share. A parameter whose sites only move and cast its entries is never written out
    if its rules have forms that need not be, and that fit together (`tied`); `routes` chooses how. Otherwise the
-   per-example gradients of the group are written out, added over its sites, and carried back to the parameters.
+   per-example gradients of the group are written out, added over its sites, and carried back to the parameters. A site of one
+   number that parameters alone determine (a penalty) adds a direction that all examples share (`shared`).
 4. The clipped sum is Σ c_i G_i from the same factors: no second backward pass (book-keeping: Bu et al. 2023).
 
 Clipping uses an upper bound of the norm that covers the rounding of forms in which terms cancel.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 
 from marauder_dp.cuts import routes
 from marauder_dp.cuts.factors import HIGHEST, Factored, Outer, Size, combined, factored, scaled, wide_type, written_out
+from marauder_dp.cuts.shared import Shared, beside
 from marauder_dp.cuts.tied import Part, joined, together
 from marauder_dp.cuts.values import Data, Param
 from marauder_dp.cuts.walker import Site, UncuttableError, Walk
@@ -53,12 +56,14 @@ class Cut:
       leaves: the parameters.
       sites: where they meet data.
       groups: of parameters; those that meet no data are in none.
+      shared: sites where what parameters alone determine comes down to one number; in no group.
       jaxpr: of (parameters, example).
     """
 
     leaves: list[Array]
     sites: list[Site]
     groups: list[Group]
+    shared: list[int]
     jaxpr: Any
 
     def weights(self, leaves: Sequence[Array], wanted: Sequence[int]) -> list[Array]:
@@ -90,7 +95,8 @@ def cut(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, example: PyT
         raise UncuttableError("the loss writes into arrays of its own (jax.new_ref)")
     walk = Walk()
     _walked(walk, jaxpr, leaves, None)
-    return Cut(leaves, walk.sites, _grouped(walk.sites, leaves), jaxpr)
+    shared = _shared(walk.sites)
+    return Cut(leaves, walk.sites, _grouped(walk.sites, shared), shared, jaxpr)
 
 
 def _walked(walk: Walk, jaxpr: Any, leaves: Sequence[Array], example: Sequence[Array] | None) -> Array:
@@ -103,18 +109,27 @@ def _walked(walk: Walk, jaxpr: Any, leaves: Sequence[Array], example: Sequence[A
     return loss.value if isinstance(loss, Data | Param) else loss
 
 
-def _grouped(sites: Sequence[Site], leaves: Sequence[Array]) -> list[Group]:
+def _shared(sites: Sequence[Site]) -> list[int]:
+    """See `Cut.shared`; but for those that have a parameter in common, which would have cross terms."""
+    found = [i for i, site in enumerate(sites) if site.w.size == 1 and site.param.moved is None]
+    owners = collections.Counter(leaf for i in found for leaf in sites[i].param.leaves)
+    return [i for i in found if all(owners[leaf] == 1 for leaf in sites[i].param.leaves)]
+
+
+def _grouped(sites: Sequence[Site], shared: Sequence[int]) -> list[Group]:
     found: list[tuple[frozenset[int], list[int]]] = []
     for number, site in enumerate(sites):
+        if number in shared:
+            continue
         touching = [group for group in found if group[0] & site.param.leaves]
         found = [group for group in found if group not in touching]
         merged = frozenset().union(site.param.leaves, *(group[0] for group in touching))
         found.append((merged, sorted([number, *(i for group in touching for i in group[1])])))
     groups = []
-    for shared, numbers in found:
+    for leaves, numbers in found:
         moved = all(sites[i].param.moved is not None for i in numbers)
         once = moved and all(sites[i].param.once for i in numbers)
-        groups.append(Group(tuple(sorted(shared)), tuple(numbers), moved, once))
+        groups.append(Group(tuple(sorted(leaves)), tuple(numbers), moved, once))
     return groups
 
 
@@ -125,6 +140,7 @@ class Gradients:
       cut: the loss, cut.
       losses: (batch,).
       parts: factored gradients, by their first site.
+      shared: what is added to them, by parameter.
       routes: how products are treated, by their first site.
     """
 
@@ -162,6 +178,9 @@ class Gradients:
         rest = [group for group in found.groups if not group.moved]
         if rest:
             self._carry_back(rest)
+        self.shared: dict[int, Shared] = {}
+        for i in found.shared:
+            self._share(i)
         products = {i: part.form for i, part in self.parts.items() if isinstance(part.form, Outer)}
         works = [form.product for form in products.values()]
         if keep is None:
@@ -170,6 +189,27 @@ class Gradients:
         for i, route in self.routes.items():
             if route.how == "kept":
                 self._kept[i] = products[i].written_out()
+
+    def _share(self, number: int) -> None:
+        found, site = self.cut, self.cut.sites[number]
+        leaves = sorted(site.param.leaves)
+
+        def weight(some: Sequence[Array]) -> Array:
+            every = list(found.leaves)
+            for i, leaf in zip(leaves, some, strict=True):
+                every[i] = leaf
+            return found.weights(every, [number])[0]
+
+        w, pull = jax.vjp(weight, [found.leaves[i] for i in leaves])
+        (directions,) = pull(jnp.ones_like(w))
+        factor = written_out(site, self._operands[number], self._cotangents[number]).reshape(self._size)
+        for leaf, direction in zip(leaves, directions, strict=True):
+            dtype = wide_type(direction)
+            shared = Shared(factor.astype(dtype), direction.astype(dtype))
+            if leaf in self._full:
+                self._full[leaf] += shared.written_out()
+            else:
+                self.shared[leaf] = shared
 
     def parts_of(self, group: Group) -> dict[int, Part]:
         """Those of its sites; none where the gradients are written out."""
@@ -224,12 +264,21 @@ class Gradients:
         parts = [0] * len(self.cut.leaves) if parts is None else parts
         sizes: list[list[Size]] = [[] for _ in range(max(parts, default=0) + 1)]
         for group in self.cut.groups:
-            factored = self.parts_of(group)
-            sizes[parts[group.leaves[0]]] += [self._size_of(i) for i in factored]
+            factored, first = self.parts_of(group), group.leaves[0]
+            found = [self._size_of(i) for i in factored]
+            if found and first in self.shared:
+                forms = [(size, *self._form(i)) for size, i in zip(found, factored, strict=True)]
+                found = [beside(self.shared[first], forms)]
+            sizes[parts[first]] += found
             if not factored:
                 for leaf in group.leaves:
                     sizes[parts[leaf]].append(Size.written_out(self._full[leaf]))
+        for leaf in self.shared.keys() - {leaf for group in self.cut.groups for leaf in group.leaves}:
+            sizes[parts[leaf]].append(self.shared[leaf].size())
         return combined(sizes, self._size)
+
+    def _form(self, site: int) -> tuple[Part, Array | None]:
+        return self.parts[site], self._kept.get(site)
 
     def _size_of(self, site: int) -> Size:
         form, beside, _ = self.parts[site]
@@ -257,6 +306,8 @@ class Gradients:
                     sums[leaf] = sum(terms, sums[leaf])
                 else:
                     sums[leaf] = _weighted(weights, self._full[leaf])
+        for leaf, shared in self.shared.items():
+            sums[leaf] += shared.weighted_sum(factors[parts[leaf]].astype(sums[leaf].dtype))
         return self._treedef.unflatten(sums)
 
     def _sum_of(self, site: int, factors: Array) -> Array:

@@ -24,6 +24,8 @@ _WHY = {
     "summed rows": "rows of a table, many: what each receives is added up for the norm",
 }
 
+_SHARED = "a term of parameters alone: all examples share its direction"
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -87,7 +89,9 @@ def explain(loss_fn: Callable[[PyTree, PyTree], jax.Array], params: PyTree, batc
         found = Gradients(loss_fn, params, batch)
         rows.extend(_row(found, group, names, size) for group in found.cut.groups)
         used = {leaf for group in found.cut.groups for leaf in group.leaves}
-        unused = [name for i, name in enumerate(names) if i not in used]
+        unused = [name for i, name in enumerate(names) if i not in used and i not in found.shared]
+        alone = [Row((names[i],), "", "shared", _SHARED, 0, 0.0) for i in sorted(found.shared.keys() - used)]
+        rows.extend(alone)
         rows.extend(Row((name,), "", "none", "never meets data: its gradient is zero", 0, 0.0) for name in unused)
         return jnp.zeros(())
 
@@ -110,6 +114,7 @@ def _row(found: Gradients, group: Group, paths: Sequence[str], batch: int) -> Ro
             how = found.routes[i].how if i in found.routes else _lookup(part.form)
             ways.setdefault(how, _WHY[how] + _detail(part))
         why = "; ".join(ways.values()) + (f"; {len(parts)} parts without a common entry" if len(parts) > 1 else "")
+        why += f"; {_SHARED}" if group.leaves[0] in found.shared else ""
         return Row(names, rule, ", ".join(ways), why, sum(r.kept for r in chosen), sum((r.flops for r in chosen), 0.0))
     entries = batch * sum(found.cut.leaves[i].size for i in group.leaves)
     if not group.moved:

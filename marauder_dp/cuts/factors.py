@@ -110,7 +110,7 @@ class Outer:
         """Of each G_i, by the Gram form or written out."""
         (sizes_a, unsure_a), (sizes_g, unsure_g) = sum_of_squares(self.a, 3), sum_of_squares(self.g, 3)
         lost = _norm(sizes_a) * math.sqrt(math.prod(self.g.shape[1:]))
-        lost = _vanishing(lost.dtype) * (lost + _norm(sizes_g) * math.sqrt(math.prod(self.a.shape[1:])))
+        lost = vanishing(lost.dtype) * (lost + _norm(sizes_g) * math.sqrt(math.prod(self.a.shape[1:])))
         if self.a.shape[2] == 1:
             square = jnp.sum(sizes_a * sizes_g, (1, 2))
             unsure = unsure_a + unsure_g + self.a.shape[1] * float(jnp.finfo(square.dtype).eps) / 2
@@ -243,7 +243,7 @@ def biased(lengths: Array, terms: int) -> Array:
     return lengths * (terms / 8 * float(jnp.finfo(lengths.dtype).eps) / 2)
 
 
-def _vanishing(dtype: Any) -> float:
+def vanishing(dtype: Any) -> float:
     """An entry below it has a square that vanishes, so of a vector of n entries at most √n times this is missed."""
     return 1.01 * math.sqrt(float(jnp.finfo(dtype).tiny))
 

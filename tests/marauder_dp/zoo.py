@@ -704,3 +704,53 @@ def connectionist_temporal_classification():
         return optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), jnp.array([[1, 2, 1]]), jnp.zeros((1, 3)))[0]
 
     return loss, normal(3, 4), normal(BATCH, 7, 3)
+
+
+@member
+def penalty_beside_products():
+    def loss(p, x):
+        h = jnp.tanh(x @ p["a"] + p["bias"])
+        return jnp.sum(jnp.sin(h @ p["b"])) + 0.3 * sum(jnp.sum(v**2) for v in p.values())
+
+    return loss, {"a": normal(4, 5), "b": normal(5, 3), "bias": normal(5), "alone": normal(2, 2)}, normal(BATCH, 7, 4)
+
+
+@member
+def penalty_beside_a_table_that_is_the_last_layer_too():
+    def loss(e, i):
+        return jnp.sum(jnp.sin(jnp.tanh(e[i]) @ e.T)) + jnp.cos(i[0]) * jnp.sum(jnp.abs(e) ** 1.5)
+
+    return loss, normal(7, 3), whole(7, BATCH, 5)
+
+
+@member
+def penalty_beside_a_table():
+    return lambda e, i: jnp.sum(jnp.sin(e[i])) - jnp.sum(jnp.sqrt(1 + e**2)), normal(9, 3), whole(9, BATCH, 4)
+
+
+@member
+def penalty_beside_layers_in_a_scan():
+    def loss(p, x):
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["stack"])
+        first = jax.lax.conv_general_dilated(
+            h.reshape(1, 3, 4), p["kernel"], (1,), "SAME", dimension_numbers=("NCW", "IOW", "NCW")
+        )
+        return jnp.sum(first**2) * jnp.exp(-jnp.sum(p["stack"] ** 2 / 9) - jnp.mean(p["kernel"] ** 2))
+
+    return loss, {"stack": normal(3, 4, 4), "kernel": normal(3, 2, 3)}, normal(BATCH, 3, 4)
+
+
+@member
+def penalties_that_share_parameters():
+    def loss(p, x):
+        return jnp.sum(jnp.sin(x @ p["a"] @ p["b"])) + jnp.sum(p["a"] ** 2) + x[0] * jnp.sum(p["a"] ** 3) + jnp.max(p["b"])
+
+    return loss, {"a": normal(4, 3), "b": normal(3, 3)}, normal(BATCH, 4)
+
+
+@member
+def numbers_computed_from_parameters():
+    def loss(p, x):
+        return jnp.sum(jax.nn.softplus(p["scale"]) * jnp.tanh(x @ (p["w"] / jnp.linalg.norm(p["w"])))) * jnp.exp(p["log"][1])
+
+    return loss, {"scale": normal(), "w": normal(4, 3), "log": normal(3)}, normal(BATCH, 4)
