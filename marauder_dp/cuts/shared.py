@@ -38,7 +38,7 @@ class Shared(NamedTuple):
 
     def written_out(self) -> Array:
         """(batch, *shape)."""
-        return jnp.tensordot(self.factor, self.direction, 0)
+        return self.factor.reshape(-1, *[1] * self.direction.ndim) * self.direction
 
     def weighted_sum(self, factors: Array) -> Array:
         """Σ_i factors_i of them; examples with factor 0 count nothing, whatever they hold."""
