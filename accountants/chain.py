@@ -7,6 +7,7 @@ so that the last one, the *head*, commits to the whole file: see `chained`.
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Container, Mapping
@@ -130,6 +131,15 @@ class LedgerContents:
         """
         stated = self.public.get("promise")
         return None if stated is None else from_dict(stated)
+
+    @property
+    def ceiling(self) -> tuple[float, float] | None:
+        """(ε, δ) that the writer declared never to pass, if it did and both are numbers that make sense."""
+        try:
+            epsilon, delta = (float(self.public["ceiling"][name]) for name in ("epsilon", "delta"))
+        except (TypeError, KeyError, ValueError):
+            return None
+        return (epsilon, delta) if 0 < epsilon < math.inf and 0 < delta < 1 else None
 
     @property
     def head(self) -> str:

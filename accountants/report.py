@@ -65,6 +65,8 @@ def breakdown_of(contents: LedgerContents, delta: float | None = None, accountan
     if promise is None:
         return spent
     promised = make_accountant(spent.accountant, neighbouring_relation=relation).compose(promise).get_epsilon(delta)
+    if (ceiling := contents.ceiling) is not None and ceiling[1] <= delta:
+        promised = min(promised, ceiling[0])
     if promised < spent.lower:
         raise LedgerError(f"more was spent (ε ≥ {lower(spent.lower)}) than the header promises (ε ≤ {upper(promised)})")
     return dataclasses.replace(spent, promised=promised)

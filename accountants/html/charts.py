@@ -150,7 +150,7 @@ def spend(runs: Sequence[tuple[str, Spend]], ceiling: float | None, name: str) -
         draw,
         name=f"{name}-spend",
         title="Spend over time",
-        note="ε of all that had been charged so far, an upper bound at every moment. The ledger keeps order, not time of "
+        note="ε of all that had been charged so far. The ledger keeps order, not time of "
         "day: how long "
         "a step takes can depend on private data.",
         alt=f"Line of ε against events charged: {ends}." + (f" The ceiling is {ceiling:g}." if ceiling is not None else ""),

@@ -126,13 +126,9 @@ _FAR = 10**9
 
 def remaining(run: Run) -> Remaining | None:
     """What is left of the ceiling that the ledger declares at the run's δ; None if it declares none."""
-    ceiling = run.contents.public.get("ceiling")
-    try:
-        epsilon, delta = float(ceiling["epsilon"]), float(ceiling["delta"])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError):
+    if (ceiling := run.contents.ceiling) is None or ceiling[1] != run.document["delta"]:
         return None
-    if not (0 < epsilon < math.inf) or delta != run.document["delta"]:
-        return None
+    epsilon, delta = ceiling
     charges = run.spent.charges
     last = {charge.path: charge for charge in charges}
     base = _accountant(run)

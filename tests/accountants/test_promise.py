@@ -141,3 +141,14 @@ def test_a_page_shows_both(tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "A reading and no guarantee" in page
     assert headline(privacy_document(contents)) in page
+
+
+def test_a_ceiling_is_promised_too(tmp_path):
+    """To the last digit, where the mechanism that stands for it rounds."""
+    public = {"delta": DELTA, "promise": to_dict(gaussian_ceiling(2.0, DELTA)), "ceiling": {"epsilon": 2.0, "delta": DELTA}}
+    with Ledger(tmp_path / "ledger.jsonl", public=public) as written:
+        written.charge("student/labels", QUERY, 3)
+    contents = read_ledger(tmp_path / "ledger.jsonl")
+    assert breakdown_of(contents).guarantee == 2.0
+    assert breakdown_of(contents, 1e-6).guarantee > 2.0
+    assert breakdown_of(contents, 1e-4).guarantee < 2.0
