@@ -97,6 +97,8 @@ def _epsilon(args: argparse.Namespace) -> int:
     text = f"ε ≤ {report.upper(interval.upper, 6)} at δ = {args.delta:g} {how}"
     if 0 < interval.lower < math.inf and interval.relative_width > 2 * args.rtol:
         text += f"\nwider than --rtol {args.rtol:g} asks for, and as narrow as this accountant gets"
+    elif accountant.name == "pld" and interval.lower == 0 < interval.upper < math.inf:
+        text += "\nan upper bound alone: how far above the exact value is not known"
     return _show(args, result, text)
 
 
@@ -114,6 +116,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         positive(args.sampling_probability, "--sampling_probability")
     how = {"neighbouring_relation": args.neighbouring_relation, "rtol": args.rtol}
     target = _target(args)
+    bounds: tuple[float, float] = (0.0, math.inf)
     if name == "steps":
         if "epsilon" not in target:
             raise InvalidEventError("steps are calibrated to --epsilon and --delta alone")
@@ -144,7 +147,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     else:
         result["tpr"] = profile(accountant).max_tpr(args.fpr)
         meets = f"TPR ≤ {report.upper(result['tpr'], 6)} at FPR = {args.fpr:g}"
-    return _show(args, result, f"{name.replace('_', ' ')} {found!r} gives {meets} ({accountant.name} accountant)")
+    text = f"{name.replace('_', ' ')} {found!r} gives {meets} ({accountant.name} accountant)"
+    if found in bounds:
+        text += "\nthat is the end of the range in which it is looked for: the target allows more"
+    return _show(args, result, text)
 
 
 def _target(args: argparse.Namespace) -> dict[str, float]:

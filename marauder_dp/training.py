@@ -106,8 +106,8 @@ def compile_program(sgd: DpSgd, state: TrainState, keys: Keys, data: PyTree, mem
             break
         if sgd.micro_batch == 1:
             raise PlanError(
-                f"one example at a time takes {memory / 2**20:,.0f} MiB, data and optimizer included, and the limit is "
-                f"{memory_limit / 2**20:,.0f} MiB; raise it (--memory_limit) or take a smaller model"
+                f"one example at a time takes {memory / 2**20:,.2f} MiB, data and optimizer included, and the limit is "
+                f"{memory_limit / 2**20:,.2f} MiB; raise it (--memory_limit) or take a smaller model"
             )
         # Part of it does not shrink, so this is a first guess.
         groups = max(groups + 1, math.ceil(groups * memory / memory_limit))
