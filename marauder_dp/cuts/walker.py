@@ -184,6 +184,9 @@ class Walk:
         values = {i: v.value for i, v in params.items()}
         one_step = {i: jax.ShapeDtypeStruct(jnp.shape(v)[1 if sliced[i] else 0 :], v.dtype) for i, v in values.items()}
         jax.eval_shape(weights, one_step)
+        whole = {i for site in found if site.primitive == IDENTITY for i in site.param.leaves if not sliced[i]}
+        if whole:  # one cut of such a parameter, before the scan, takes less than one a step
+            return self._scan(eqn, [self.identity(v) if i in whole else v for i, v in enumerate(ins)])
         axes = [0 if site.param.sliced else None for site in found]
         in_axes = {i: 0 if s else None for i, s in sliced.items()}
         stacked = jax.vmap(weights, (in_axes,), axes, axis_size=length)(values) if found else []

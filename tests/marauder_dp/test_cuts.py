@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from marauder_dp import ModelError, clipped_grad, explain
-from marauder_dp.cuts.engine import Gradients
+from marauder_dp.cuts.engine import Gradients, cut
 from marauder_dp.cuts.routes import Product, choose, ways
 from marauder_dp.cuts.sums import sum_of_squares
 from tests.marauder_dp.conftest import float64, tree_norm
@@ -245,6 +245,16 @@ def test_a_batching_rule_that_mixes_examples_is_refused(hidden):
             clipped_grad(lambda w, x: jnp.sum(layer(x @ w) ** 2), clip_norm=1.0, method=method)(
                 jnp.ones((2, 3)), jnp.ones((4, 2))
             )
+
+
+def test_what_a_scan_hands_to_a_cond_is_cut_once_and_not_at_each_step():
+    def loss(w, x):
+        step = lambda h, s: (jax.lax.cond(s[0] > 0, lambda h: jnp.tanh(h @ w), lambda h: h, h) + s, None)
+        return jnp.sum(jax.lax.scan(step, jnp.zeros(3), x)[0] ** 2)
+
+    w, batch = normal(3, 3), normal(4, 7, 3)
+    assert [site.y.shape for site in cut(loss, w, batch[0]).sites] == [(3, 3)]
+    agree(loss, w, batch, 0.5, 1e-5)
 
 
 @pytest.mark.parametrize("passed", ["name", "barrier"])
