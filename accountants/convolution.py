@@ -41,10 +41,10 @@ WEIGHT_ERROR = 1e-14
 _NEAR = 300.0  # largest exponent of a weight, so that products of two fit
 _LARGE = 600.0  # largest exponent
 _REPEATS, _MORE = 16, 1.02  # of trying what has to be taken off, and by how much more than last time
-_FURTHER = 30.0  # times as much instead, where rounding hides what has to be; the square of it next time
-_WASTED = 0.1  # part of it that may be too much
+_FURTHER = 30.0  # times as much instead, where nothing is left; the square of it next time
+_WASTED, _LAST = 0.1, 1e-12  # part of it that may be too much, and of δ, which is its rounding
 _TRIES, _REFINEMENTS = 65, 4  # of ε where δ is a sum
-_LEAST = 1e-307  # mass above nothing
+_LEAST = 1e-300  # mass that is a number with all its digits
 _TINY = 1e-290  # below it products of magnitudes are nothing, and more than they are
 MAX_POINTS = 2**24
 """Of one transform."""
@@ -242,19 +242,15 @@ def as_lattice(composition: Composition, step: float, *, spread: bool) -> Lattic
     centre = float((losses * c.mass).sum())  # not @, whose threads spin on when they have nothing to do
     exponent = -c.tilt * (losses - centre)
     with np.errstate(under="ignore"):
-        mass = mass * np.exp(np.clip(exponent, -745.0, _LARGE))
-    if c.sign > 0:
-        mass = np.maximum(mass, _LEAST)  # what underflows is not nothing
-    if c.sign > 0 and (far := exponent > _LARGE).any():
-        # Losses so low that their true mass, 1 at most, does not fit: all of it at the first loss that fits.
-        mass[far] = 0.0
-        mass[int(np.argmin(far))] += math.exp(min(c.tilt * centre - c.log_scale, _LARGE))
-    result = on_lattice(losses, mass, step, sign=c.sign, spread=spread)
+        untilted = mass * np.exp(np.clip(exponent, -745.0, _LARGE))
+    missing = (untilted < _LEAST) | (exponent > _LARGE)  # does not fit into a number
+    untilted[missing] = 0.0
+    result = on_lattice(losses, untilted, step, sign=c.sign, spread=spread)
     return dataclasses.replace(
         result,
         infinite=np.array([c.infinite]),
         log_scale=c.log_scale - c.tilt * centre,
-        outside=c.outside,
+        outside=c.outside + (float(mass[missing].sum()) if c.sign > 0 else 0.0),
         tilt=c.tilt,
         beyond=c.largest + step - float(result.losses[0, -1]),
     )
@@ -359,15 +355,16 @@ def _epsilon_of_spread(c: Composition, delta_: float) -> float:
         left = float(deltas(c, np.array([found]))[0]) if found else math.inf
         if left > delta_:
             best, enough = max(best, found), taken_off
-            if left - delta_ <= _WASTED * (delta_ + taken_off):
+            if left - delta_ <= _WASTED * taken_off + _LAST * delta_:
                 break
         else:
             too_little = taken_off
         if enough < math.inf:
             taken_off = math.sqrt((too_little + delta_) * (enough + delta_)) - delta_
-        elif left > 0 and (needed := float(deltas(whole, np.array([found]))[0]) - left) > taken_off:
-            taken_off = _MORE * needed
-        else:  # how much is needed can't be told where nothing is left, or where δ is below the last digit of it
+        elif left > 0:
+            needed = float(deltas(whole, np.array([found]))[0]) - left
+            taken_off = max(_MORE * needed, taken_off + 2 * (delta_ - left) + _LAST * delta_)
+        else:  # how much is needed can't be told
             taken_off, further = further * (delta_ + taken_off), further**2
     return best
 

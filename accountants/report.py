@@ -46,6 +46,9 @@ _DERIVED = (
 _PROFILE_RTOL = 1e-2
 """Of the profile, which is taken at many ε at once; what follows from it is some 1e-4 looser than with the usual 1e-3."""
 
+_CHECKED, _SLACK = (1e-10, 1e-2), 2e-3
+"""Other δ at which what was spent is held against what was promised, and by how much both may be rounded up."""
+
 _EVERY = 8
 """Of the profile's points, one in so many is written to privacy.json."""
 
@@ -64,11 +67,19 @@ def breakdown_of(contents: LedgerContents, delta: float | None = None, accountan
     spent = break_down(contents.charges, open_unit(delta, "delta"), neighbouring_relation=relation, accountant=accountant)
     if promise is None:
         return spent
-    promised = make_accountant(spent.accountant, neighbouring_relation=relation).compose(promise).get_epsilon(delta)
+    charged, fixed = (make_accountant(spent.accountant, neighbouring_relation=relation) for _ in range(2))
+    fixed.compose(promise)
+    for charge in aggregated(contents.charges):
+        charged.compose(charge.event, charge.count)
+    for other in (delta, *_CHECKED):
+        within, found = fixed.get_epsilon(other), charged.epsilon_interval(other)
+        if max(found.lower, found.upper * (1 - _SLACK)) > within:
+            raise LedgerError(
+                f"more was spent (ε = {upper(found.upper)}) than promised (ε ≤ {upper(within)}), at δ = {other:g}"
+            )
+    promised = fixed.get_epsilon(delta)
     if (ceiling := contents.ceiling) is not None and ceiling[1] <= delta:
         promised = min(promised, ceiling[0])
-    if promised < spent.lower:
-        raise LedgerError(f"more was spent (ε ≥ {lower(spent.lower)}) than the header promises (ε ≤ {upper(promised)})")
     return dataclasses.replace(spent, promised=promised)
 
 

@@ -34,6 +34,7 @@ _FIRST_TAIL = 1e-27  # probability beyond which losses are not seen in searches
 _ROUNDS = 6
 _PILOT = 0.02  # relative width of a first guess
 _FAR = 0.6  # of a guess: if the answer is less, the tilt that suits the guess does not suit the answer
+_STUCK = 0.9  # of a width before: it gets no narrower than that in reasonable time
 _SPOILT = 0.1  # of a width, if that went to losses counted as infinite
 _SPREAD = 0.45  # of a step that would do, where atoms are spread
 _COARSE = 1.0  # squared steps by which atoms are spread, in all, from which they are not
@@ -210,7 +211,7 @@ class Search:
             if 0 < upper - lower < math.inf:
                 self.last_unit_step = step / math.sqrt(upper - lower)
             gap, allowed = best.upper - best.lower, question.width(best.upper, self._deviation, self._rtol)
-            if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > 0.99 * before:
+            if gap <= allowed or best.upper <= unless_below or step <= self._floor or gap > _STUCK * before:
                 break
             before = gap
             if isinstance(question, DeltaQuestion) and best.upper < _FAR * self.guess:

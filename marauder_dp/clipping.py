@@ -389,10 +389,11 @@ def _checked(fn: ClippedGradFn, params: PyTree, batch: PyTree, mask: jax.Array |
             "It is called with one example, without a batch dimension"
         )
     every, effects, hidden = list(equations(jaxpr.jaxpr)), set(jaxpr.effects), False
-    if any(eqn.primitive.name.startswith("custom_vjp") for eqn in every):  # whose backward pass is not in the jaxpr
+    custom = {name for eqn in every for name in ("custom_vjp", "custom_jvp") if eqn.primitive.name.startswith(name)}
+    if custom:  # whose derivatives are not in the jaxpr
         backward = jax.make_jaxpr(jax.grad(fn.loss_fn))(params, example)
         every, effects = [*every, *equations(backward.jaxpr)], effects | backward.effects
-        hidden = has_convolutions(backward.jaxpr)
+        hidden = "custom_vjp" in custom and has_convolutions(backward.jaxpr)
     if any(eqn.primitive.name == "custom_vmap_call" for eqn in every):
         raise ModelError(
             "the loss has a batching rule of its own (custom_vmap), which sees all examples at once and may mix them: then "

@@ -72,6 +72,17 @@ class Cut:
         _walked(walk, self.jaxpr, leaves, None)
         return [walk.sites[i].param.value for i in wanted]
 
+    def weights_of(self, chosen: Sequence[int], wanted: Sequence[int]) -> Callable[[Sequence[Array]], list[Array]]:
+        """`weights` as a function of the `chosen` parameters alone."""
+
+        def weights(some: Sequence[Array]) -> list[Array]:
+            every = list(self.leaves)
+            for i, leaf in zip(chosen, some, strict=True):
+                every[i] = leaf
+            return self.weights(every, wanted)
+
+        return weights
+
     def loss(self, example: Sequence[Array], cuts: Sequence[Array]) -> tuple[Array, list[tuple[Any, ...]]]:
         """The loss of one example with `cuts` added at the sites; and the sites' operands."""
         walk = Walk(cuts)
@@ -179,8 +190,8 @@ class Gradients:
         if rest:
             self._carry_back(rest)
         self.shared: dict[int, Shared] = {}
-        for i in found.shared:
-            self._share(i)
+        if found.shared:
+            self._share()
         products = {i: part.form for i, part in self.parts.items() if isinstance(part.form, Outer)}
         works = [form.product for form in products.values()]
         if keep is None:
@@ -190,26 +201,23 @@ class Gradients:
             if route.how == "kept":
                 self._kept[i] = products[i].written_out()
 
-    def _share(self, number: int) -> None:
-        found, site = self.cut, self.cut.sites[number]
-        leaves = sorted(site.param.leaves)
-
-        def weight(some: Sequence[Array]) -> Array:
-            every = list(found.leaves)
-            for i, leaf in zip(leaves, some, strict=True):
-                every[i] = leaf
-            return found.weights(every, [number])[0]
-
-        w, pull = jax.vjp(weight, [found.leaves[i] for i in leaves])
-        (directions,) = pull(jnp.ones_like(w))
-        factor = written_out(site, self._operands[number], self._cotangents[number]).reshape(self._size)
-        for leaf, direction in zip(leaves, directions, strict=True):
-            dtype = wide_type(direction)
-            shared = Shared(factor.astype(dtype), direction.astype(dtype))
-            if leaf in self._full:
-                self._full[leaf] += shared.written_out()
-            else:
-                self.shared[leaf] = shared
+    def _share(self) -> None:
+        """What sites of one number add; no two have a parameter in common, so one derivative gives every direction."""
+        found = self.cut
+        sites = [found.sites[i] for i in found.shared]
+        leaves = sorted(leaf for site in sites for leaf in site.param.leaves)
+        weights, pull = jax.vjp(found.weights_of(leaves, found.shared), [found.leaves[i] for i in leaves])
+        (directions,) = pull([jnp.ones_like(w) for w in weights])
+        direction_of = dict(zip(leaves, directions, strict=True))
+        for number, site in zip(found.shared, sites, strict=True):
+            factor = written_out(site, self._operands[number], self._cotangents[number]).reshape(self._size)
+            for leaf in sorted(site.param.leaves):
+                dtype = wide_type(direction_of[leaf])
+                shared = Shared(factor.astype(dtype), direction_of[leaf].astype(dtype))
+                if leaf in self._full:
+                    self._full[leaf] += shared.written_out()
+                else:
+                    self.shared[leaf] = shared
 
     def parts_of(self, group: Group) -> dict[int, Part]:
         """Those of its sites; none where the gradients are written out."""
@@ -242,13 +250,7 @@ class Gradients:
         sites = [i for group in groups for i in group.sites]
         leaves = [i for group in groups for i in group.leaves]
 
-        def weights(some: Sequence[Array]) -> list[Array]:
-            every = list(found.leaves)
-            for i, leaf in zip(leaves, some, strict=True):
-                every[i] = leaf
-            return found.weights(every, sites)
-
-        _, pull = jax.vjp(weights, [found.leaves[i] for i in leaves])
+        _, pull = jax.vjp(found.weights_of(leaves, sites), [found.leaves[i] for i in leaves])
         full = [written_out(found.sites[i], self._operands[i], self._cotangents[i]) for i in sites]
         each = [g.astype(found.sites[i].w.dtype) for i, g in zip(sites, full, strict=True)]
         (gradients,) = jax.vmap(pull)(each)
