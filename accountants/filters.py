@@ -121,7 +121,7 @@ def gaussian_ceiling(epsilon: float, delta: float) -> GaussianDpEvent:
     Theorem 1).
 
     Args:
-      epsilon: > 0.
+      epsilon: > 0, where units are added or removed (or zeroed out); the event costs more under `replace_one`.
       delta: in (0, 1).
     """
     epsilon, delta = positive(epsilon, "epsilon"), open_unit(delta, "delta")

@@ -13,6 +13,7 @@ from accountants import (
     LaplaceDpEvent,
     Ledger,
     LedgerError,
+    NonPrivateDpEvent,
     PldAccountant,
     SelfComposedDpEvent,
     gaussian_ceiling,
@@ -105,6 +106,13 @@ def test_more_than_was_promised_is_refused(tmp_path):
     with pytest.raises(LedgerError, match="more was spent"):
         breakdown_of(ledger(tmp_path / "ledger.jsonl", count=101))
     breakdown_of(ledger(tmp_path / "whole.jsonl", count=100))
+    with pytest.raises(LedgerError, match="more was spent"):
+        breakdown_of(read_ledger(tmp_path / "ledger.jsonl"), accountant="rdp")
+    breakdown_of(read_ledger(tmp_path / "whole.jsonl"), accountant="rdp")
+    for event in (NonPrivateDpEvent(), LaplaceDpEvent(1 / 3)):  # infinite; less at the δ of the promise, more at others
+        contents = ledger(tmp_path / f"{type(event).__name__}.jsonl", gaussian_ceiling(3.5, DELTA), 1, event)
+        with pytest.raises(LedgerError, match="more was spent"):
+            breakdown_of(contents)
 
 
 def test_runs_are_merged_by_what_they_promise(tmp_path):

@@ -228,9 +228,9 @@ def test_side_effects_of_a_backward_pass_are_refused():
             clipped_grad(lambda w, x: jnp.sum(square(w) * x), clip_norm=1.0, method=method)(jnp.ones(2), jnp.ones((3, 2)))
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_a_batching_rule_that_mixes_examples_is_refused(hidden):
-    """Batch normalisation, in the loss or in a backward pass: one example would move the gradients of all others."""
+@pytest.mark.parametrize("where", ["loss", "backward pass", "derivative rule"])
+def test_a_batching_rule_that_mixes_examples_is_refused(where):
+    """Batch normalisation, say: one example would move the gradients of all others."""
 
     @jax.custom_batching.custom_vmap
     def normalised(x):
@@ -239,12 +239,13 @@ def test_a_batching_rule_that_mixes_examples_is_refused(hidden):
     normalised.def_vmap(lambda size, batched, x: ((x - jnp.mean(x, 0)) / (jnp.std(x, 0) + 1), True))
     passed = jax.custom_vjp(lambda x: x)
     passed.defvjp(lambda x: (x, None), lambda _, g: (normalised(g),))
-    layer, _ones = passed if hidden else normalised, (jnp.ones((2, 3)), jnp.ones((4, 2)))
+    ruled = jax.custom_jvp(lambda x: x)
+    ruled.defjvp(lambda primals, tangents: (primals[0], normalised(primals[0]) * tangents[0]))
+    layer = {"loss": normalised, "backward pass": passed, "derivative rule": ruled}[where]
+    loss = lambda w, x: jnp.sum(layer(x @ w) ** 2)
     for method in ("cuts", "vmap"):
         with pytest.raises(ModelError, match="custom_vmap"):
-            clipped_grad(lambda w, x: jnp.sum(layer(x @ w) ** 2), clip_norm=1.0, method=method)(
-                jnp.ones((2, 3)), jnp.ones((4, 2))
-            )
+            clipped_grad(loss, clip_norm=1.0, method=method)(jnp.ones((2, 3)), jnp.ones((4, 2)))
 
 
 def test_what_a_scan_hands_to_a_cond_is_cut_once_and_not_at_each_step():
