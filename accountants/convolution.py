@@ -294,6 +294,7 @@ def deltas(composition: Composition, epsilons: Array) -> Array:
         scale = c.log_scale - c.tilt * centre
         value = np.exp(np.minimum(np.log(np.maximum(finite, 0.0)) + scale, 0.0))
     if c.sign > 0:
+        value = np.where(value > 0, np.maximum(value, _LEAST), 0.0)
         value = np.where(epsilons >= c.largest, 0.0, np.where(epsilons < centre - reach, 1.0, value))
     else:
         value = np.where(epsilons > centre + reach, 0.0, value)
