@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants import convolution
+from accountants import spectrum as spectra
 from accountants.convolution import Composition
 from accountants.cumulants import CHERNOFF, NORMAL, OUTSIDE, Cumulants, lowest
 from accountants.grid import TooLongError
@@ -146,8 +147,8 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
     first = math.floor(low / step)
     length = next_fast_len(max(math.ceil(high / step) - first + 2, 16), real=True)
     count = length // 2 + 1
-    gamma = convolution.relative_rounding(length)
-    spectrum = convolution.Spectrum(count, gamma)
+    gamma = spectra.relative_rounding(length)
+    spectrum = spectra.Spectrum(count, gamma)
     jumps = np.zeros(count, np.complex128)  # λ
     most, more, ceiling = np.zeros(count), np.zeros(count), np.zeros(count)  # λ of magnitudes; its error; log ∏ (|B| + |H|)^T
     nearest = np.ones(count)  # |1 + H/B|, by which the logarithm's rounding grows
@@ -174,12 +175,12 @@ def _with_jumps(rows: Sequence[_Row], parts: Parts, tilt: float, low: float, hig
     log_size, grown, turned = spectrum.bounds()
     with np.errstate(under="ignore"):
         spread = _times_growth(log_size, grown, most + more) + _times_growth(log_size + most, more)
-        spread = spread * (1 + 1e-9) + _times_growth(log_size, most) * (gamma + 4 * convolution.UNIT * (turned + 8))
-        spread += _times_growth(log_size + most, most) * (64 * convolution.UNIT / np.maximum(nearest, 1e-16))
+        spread = spread * (1 + 1e-9) + _times_growth(log_size, most) * (gamma + 4 * spectra.UNIT * (turned + 8))
+        spread += _times_growth(log_size + most, most) * (64 * spectra.UNIT / np.maximum(nearest, 1e-16))
         # Where some |B| is faint, what may be there at most is left out: ∏ (|B| + |H|)^T twice, with |B| taken for larger.
         faint = 2 * np.exp(np.minimum(ceiling, _LARGE))
         spread = np.where(clear, spread, faint) / mass + 1e-290
-    error, noise = convolution.errors(spread, length)
+    error, noise = spectra.errors(spread, length)
     return Composition(
         first=origin + first * step,
         step=step,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from marauder_dp.cuts.factors import has_patches
 from marauder_dp.cuts.jaxprs import INLINE, bind, equations, scan_operands
 
 Array = jax.Array
@@ -56,7 +57,7 @@ def as_products(fn: Callable[..., Any], chosen: Chosen = lambda eqn: True) -> Ca
 def for_device(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`as_products(fn)` where that is faster, on a CPU; on several devices only what has to be: see `mixed_up`."""
     if jax.device_count() > 1:
-        return as_products(fn, lambda eqn: eqn.primitive.name == _CONVOLUTION and not factored(eqn))
+        return as_products(fn, lambda eqn: eqn.primitive.name == _CONVOLUTION and not has_patches(eqn))
     return as_products(fn) if jax.default_backend() == "cpu" else fn
 
 
@@ -71,13 +72,8 @@ def mixed_up(loss: Any, *, written_out: bool) -> bool:
       written_out: whether no gradient is factored.
     """
     every = sum(eqn.primitive.name == _CONVOLUTION for eqn in equations(loss))
-    safe = sum(eqn.primitive.name == _CONVOLUTION and factored(eqn) for eqn in _reached(loss))
+    safe = sum(eqn.primitive.name == _CONVOLUTION and has_patches(eqn) for eqn in _reached(loss))
     return every > (0 if written_out else safe)
-
-
-def factored(eqn: Any) -> bool:
-    """Whether a convolution's gradient has a factored form (`cuts.factors`)."""
-    return eqn.params["batch_group_count"] == 1 and all(d == 1 for d in eqn.params["lhs_dilation"])
 
 
 def has_convolutions(jaxpr: Any) -> bool:

@@ -63,10 +63,10 @@ def group_by_unit(data: PyTree, unit_ids: Any, *, limit: int, seed: int = 0) -> 
     order = np.argsort(which, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(which))[:-1])
     # All rows have the width that was asked for, even if no unit has so many: one unit more must not change what others draw.
-    row = limit * sum(np.asarray(leaf).nbytes // len(ids) + 9 for leaf in jax.tree.leaves(data))
-    if len(names) * row > memory_limit():
+    each = 9 + sum(np.asarray(leaf).nbytes // len(ids) for leaf in jax.tree.leaves(data))
+    if (needed := len(names) * limit * each) > memory_limit():
         raise PlanError(
-            f"{len(names):,} units of up to {limit:,} examples take {len(names) * row / 2**30:,.1f} GiB, more than there is "
+            f"{len(names):,} units of up to {limit:,} examples take {needed / 2**30:,.1f} GiB, more than there is "
             "memory for: allow fewer examples of a unit"
         )
     chosen = np.empty((len(names), limit), np.int64)

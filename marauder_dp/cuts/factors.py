@@ -319,10 +319,16 @@ def _steps_joined(site: Site, a: Array, g: Array, arrange: Callable[[Array], Arr
     return Outer(join(a), join(g), each if own else arrange)
 
 
+def has_patches(convolution: Any) -> bool:
+    """Whether an equation's kernel meets patches of its input, and so has a factored gradient."""
+    params = convolution.params
+    return params["batch_group_count"] == 1 and all(d == 1 for d in params["lhs_dilation"])
+
+
 def _convolution(site: Site, a: Values, g: Array) -> Outer | None:
     params = site.eqn.params
     layout, groups = params["dimension_numbers"], params["feature_group_count"]
-    if params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+    if not has_patches(site.eqn):
         return None
     lead, w_shape = g.shape[: 1 + len(site.scans)], site.w.shape[sum(site.scans) :]
     x, g = (_wide(x).reshape(math.prod(lead), *x.shape[len(lead) :]) for x in (a[0], g))

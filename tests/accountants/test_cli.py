@@ -152,3 +152,14 @@ def test_verify_takes_a_folder(capsys, ledger):
     (folder / "privacy.json").write_text('{"a": 1}')
     assert main(["verify", str(folder)]) == 4
     assert "no privacy.json" in capsys.readouterr().out
+
+
+def test_what_a_reader_should_know_of_a_figure(capsys):
+    loose = ["--neighbouring_relation", "replace_one", "--noise_multiplier", "1", *SAMPLED]
+    assert main(["epsilon", *loose]) == 0
+    assert "an upper bound alone" in capsys.readouterr().out
+    assert main(["epsilon", "--noise_multiplier", "1", *SAMPLED]) == 0
+    assert "an upper bound alone" not in capsys.readouterr().out
+    for epsilon, ended in (("1e9", True), ("2", False)):
+        assert main(["calibrate", "--epsilon", epsilon, *SAMPLED]) == 0
+        assert ("end of the range" in capsys.readouterr().out) == ended
