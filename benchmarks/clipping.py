@@ -56,7 +56,7 @@ def measure(work: Work, peers: bool, torch: bool) -> None:
     programs = {name: compiled(fn, params, data) for name, fn in functions.items()}
     run = lambda program: jax.block_until_ready(program(params, data))  # noqa: E731
     calls: dict[str, Callable[[], Any]] = {name: functools.partial(run, program) for name, (program, *_) in programs.items()}
-    if torch:
+    if torch and not work.penalty:
         from benchmarks.torch_clipping import torch_functions
 
         calls |= torch_functions(work)

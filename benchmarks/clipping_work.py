@@ -23,6 +23,7 @@ class Work:
       shape: of one input; integers below `classes` if it is one-dimensional and `tokens`.
       classes: outputs.
       tokens: whether inputs are tokens, each with a label.
+      penalty: λ of λ Σ w² in the loss; torch has no such row.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Work:
     shape: tuple[int, ...]
     classes: int
     tokens: bool = False
+    penalty: float = 0.0
 
     def data(self) -> tuple[jax.Array, jax.Array]:
         """A batch of random inputs and labels."""
@@ -46,12 +48,13 @@ class Work:
         return jax.jit(self.model.init)(jax.random.key(0), self.data()[0][0])["params"]
 
     def loss(self) -> Callable[[Any, Any], jax.Array]:
-        """(params, one example) → cross-entropy."""
+        """(params, one example) → cross-entropy, and the penalty."""
 
         def loss(params: Any, example: Any) -> jax.Array:
             x, y = example
             logits = self.model.apply({"params": params}, x)
-            return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[..., None], -1)[..., 0])
+            loss = jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[..., None], -1)[..., 0])
+            return loss + self.penalty * sum(jnp.sum(w**2) for w in jax.tree.leaves(params)) if self.penalty else loss
 
         return loss
 
@@ -129,6 +132,7 @@ WORK = [
     Work("logistic", 1024, nn.Dense(2), (104,), 2),
     Work("MLP 784-1024-10", 256, nn.Sequential([nn.Dense(1024), nn.relu, nn.Dense(10)]), (784,), 10),
     Work("MLP 784-1024-10", 2048, nn.Sequential([nn.Dense(1024), nn.relu, nn.Dense(10)]), (784,), 10),
+    Work("MLP with an L2 penalty", 64, nn.Sequential([nn.Dense(512), nn.relu, nn.Dense(10)]), (784,), 10, penalty=1e-4),
     Work("MNIST CNN", 256, Cnn(), (28, 28, 1), 10),
     Work("MNIST CNN as trained here", 256, TanhCnn(10, 3), (28, 28, 1), 10),
     Work("MNIST CNN", 1024, Cnn(), (28, 28, 1), 10),
